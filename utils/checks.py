@@ -1,0 +1,84 @@
+"""`check` judges an exercise, `claim` sets a measured number beside the expected and the published one."""
+
+import os
+
+
+class CheckFailed(AssertionError):
+    """An exercise's answer is not right yet (only raised with COURSE_STRICT=1)."""
+
+
+class ClaimFailed(AssertionError):
+    """A measured number left its band (only raised with COURSE_ENFORCE=1, which tests and `make run` set)."""
+
+
+def check(title: str):
+    """Decorator for an exercise's check: a function of assertions whose messages are the hints. It runs at once.
+
+    Prints `[x] title` and returns True, or `[ ] title` with the first hint and returns False. Call it again after another try.
+    """
+
+    def decorate(test):
+        def run() -> bool:
+            try:
+                test()
+            except AssertionError as error:
+                hint = str(error) or "not yet"
+            except Exception as error:  # whatever a reader's answer may raise is a hint, not a traceback
+                hint = f"your answer raised {type(error).__name__}: {error}"
+            else:
+                print(f"[x] {title}")
+                return True
+            print(f"[ ] {title}: {hint}")
+            if os.environ.get("COURSE_STRICT") == "1":
+                raise CheckFailed(f"{title}: {hint}")
+            return False
+
+        run()
+        return run
+
+    return decorate
+
+
+def claim(what: str, measured, *, expect=None, published=None, source: str = "", digits: int = 4) -> bool:
+    """Print a measured number beside the expected band and the published figure; returns whether it is in the band.
+
+    expect: (low, high), either None for open; or {profile name: (low, high)}, where a profile that is left out is not judged;
+    without it, the published figure is expected exactly. With COURSE_ENFORCE=1 leaving the band raises ClaimFailed.
+    """
+    band = expect
+    if isinstance(expect, dict):
+        from utils import profiles
+
+        band = expect.get(profiles.get().name, "not judged")
+    if band is None:
+        if published is None:
+            raise ValueError("claim() needs what to expect: a band (low, high), or a published figure.")
+        band = (published, published)
+
+    def show(x):
+        if isinstance(x, (bool, str)):
+            return str(x)
+        return f"{x:,}" if isinstance(x, int) else f"{x:.{digits}g}"
+
+    parts = [f"measured {show(measured)}"]
+    holds = True
+    if band == "not judged":
+        parts.append(f"expected: not judged on profile {profiles.get().name}")
+    else:
+        low, high = band
+        holds = bool((low is None or measured >= low) and (high is None or measured <= high))
+        if low == high:
+            parts.append(f"expected {show(low)}")
+        elif low is None:
+            parts.append(f"expected at most {show(high)}")
+        elif high is None:
+            parts.append(f"expected at least {show(low)}")
+        else:
+            parts.append(f"expected {show(low)} to {show(high)}")
+    if published is not None:
+        parts.append(f"published {show(published)}" + (f" ({source})" if source else ""))
+    line = f"{'✓' if holds else '✗'} {what}: " + " · ".join(parts)
+    print(line)
+    if not holds and os.environ.get("COURSE_ENFORCE") == "1":
+        raise ClaimFailed(line)
+    return holds

@@ -1,0 +1,242 @@
+"""LoRA for `nn.Linear`, small enough to read in one sitting; lesson 02 builds it step by step.
+
+Hu et al. 2021, https://arxiv.org/abs/2106.09685. Shapes: `lora_A` (r, in_features), `lora_B` (out_features, r).
+"""
+
+import difflib
+import math
+import re
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LoRALinear(nn.Module):
+    """y = base_layer(x) + scaling * B A x, with `base_layer` frozen and only A and B trained.
+
+    base_layer: an `nn.Linear` (a subclass such as bitsandbytes' `Linear4bit` too). r: rank, 1 to min(in, out).
+    alpha: > 0; scaling = alpha / r, or alpha / sqrt(r) with `use_rslora` (Kalajdzievski 2023).
+    dropout: on the input of A, in [0, 1). Raises TypeError, ValueError for anything else.
+    A starts as `nn.Linear` starts its weights (Kaiming uniform), B at zero, so at first nothing changes.
+    """
+
+    def __init__(self, base_layer: nn.Linear, r: int, alpha: float, dropout: float = 0.0, use_rslora: bool = False):
+        super().__init__()
+        _validate(base_layer, r, alpha, dropout)
+        self.base_layer = base_layer.requires_grad_(False)
+        self.r, self.alpha = r, alpha
+        self.scaling = alpha / math.sqrt(r) if use_rslora else alpha / r
+        # A quantised base has integer weights; its adapter then works in fp32.
+        kind = dict(device=base_layer.weight.device, dtype=torch.float32)
+        if base_layer.weight.is_floating_point():
+            kind["dtype"] = base_layer.weight.dtype
+        self.lora_A = nn.Parameter(torch.empty(r, base_layer.in_features, **kind))
+        self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, r, **kind))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.enabled = True  # False: answer as the base does
+        self.register_buffer("_base_weight", None, persistent=False)  # the untouched weight, while merged
+
+    def forward(self, x):
+        """x (..., in_features) -> (..., out_features), in the dtype of the base's answer."""
+        if self.merged and not self.enabled:
+            return F.linear(x, self._base_weight, self.base_layer.bias)
+        y = self.base_layer(x)
+        if self.merged or not self.enabled:
+            return y
+        # Two thin products; B A itself, as large as the base's weight, is never formed.
+        z = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)
+        return y + (F.linear(z, self.lora_B) * self.scaling).to(y.dtype)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the base's weight now holds the update."""
+        return self._base_weight is not None
+
+    @property
+    def delta_weight(self):
+        """scaling * B A, (out_features, in_features), computed in at least fp32."""
+        kind = torch.promote_types(self.lora_A.dtype, torch.float32)
+        return self.lora_B.to(kind) @ self.lora_A.to(kind) * self.scaling
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the update to the base's weight; again does nothing. The old weight is kept, so `unmerge` is exact in every dtype."""
+        if self.merged:
+            return
+        weight = self.base_layer.weight
+        if not weight.is_floating_point():
+            raise TypeError(
+                f"The base weight is quantised ({weight.dtype}); an update cannot be merged into it without loss. "
+                "Merge into the 16-bit base instead."
+            )
+        self._base_weight = weight.detach().clone()
+        weight.copy_(weight.to(self.delta_weight.dtype) + self.delta_weight)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the old weight back; does nothing if not merged."""
+        if self.merged:
+            self.base_layer.weight.copy_(self._base_weight)
+            self._base_weight = None
+
+    def to_linear(self) -> nn.Linear:
+        """The base layer with the update merged in for good. This wrapper is used up; the base's memory is reused."""
+        self.merge()
+        self._base_weight = None
+        return self.base_layer
+
+    def extra_repr(self) -> str:
+        return f"r={self.r}, alpha={self.alpha}, scaling={self.scaling:g}, merged={self.merged}"
+
+
+def _validate(base_layer, r, alpha, dropout) -> None:
+    if not isinstance(base_layer, nn.Linear):
+        raise TypeError(
+            f"base_layer is a {type(base_layer).__name__}; LoRALinear wraps nn.Linear. Pass the linear layers inside it."
+        )
+    largest = min(base_layer.in_features, base_layer.out_features)
+    if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= largest:
+        raise ValueError(
+            f"r={r!r}, but the rank must be a whole number from 1 to {largest} (the smaller side of this "
+            f"{base_layer.out_features} x {base_layer.in_features} layer); 4 to 64 is usual."
+        )
+    if not alpha > 0 or not math.isfinite(alpha):
+        raise ValueError(f"alpha={alpha!r}, but alpha must be a positive number; r or 2 * r is usual.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r}, but dropout must be at least 0 and below 1; 0 to 0.1 is usual.")
+
+
+def inject(model, target_modules, r: int, alpha: float, dropout: float = 0.0, use_rslora: bool = False) -> list[str]:
+    """Freeze `model`, wrap its linear layers that match, in place, and return their names.
+
+    target_modules: a list of names, each the end of a module's path ("query", "attention.output.dense"), or one regular
+    expression for the whole path. Unfreeze what else shall learn (a new head, say) after this call.
+    Raises ValueError if nothing matches (with near misses) or if a match is wrapped already; the model is then unchanged.
+    """
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    wrapped = {name for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+    pattern = target_modules if isinstance(target_modules, str) else None
+    wanted = [target_modules] if pattern else list(target_modules)
+
+    def matches(name: str, target: str) -> bool:
+        if pattern and re.fullmatch(pattern, name):
+            return True
+        return name == target or name.endswith("." + target)
+
+    again = sorted(name for name in wrapped if any(matches(name, target) for target in wanted))
+    if again:
+        raise ValueError(
+            f"{again[0]!r} is wrapped already (and {len(again) - 1} more). Wrap a model once: reload it, or undo with merge_all()."
+        )
+    for target in wanted:
+        if not any(matches(name, target) for name in linears):
+            raise ValueError(_no_match(target, linears, model))
+    found = [name for name in linears if any(matches(name, target) for target in wanted)]
+    for name in found:
+        _validate(linears[name], r, alpha, dropout)
+    model.requires_grad_(False)
+    for name in found:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, LoRALinear(linears[name], r, alpha, dropout, use_rslora))
+    return found
+
+
+def _no_match(target: str, linears: dict, model) -> str:
+    ends = {".".join(name.split(".")[-n:]) for name in linears for n in (1, 2)} - {""}
+    near = difflib.get_close_matches(target, ends, n=3)
+    other = next((type(m).__name__ for name, m in model.named_modules() if name and name.endswith(target)), None)
+    told = f"No linear layer matches {target!r}"
+    if other:
+        told += f" (there is one of that name, but it is a {other})"
+    if near:
+        return f"{told}; did you mean {' or '.join(map(repr, near))}?"
+    return f"{told}; this model's linear layers end in {', '.join(sorted(map(repr, ends))[:12]) or 'nothing: it has none'}."
+
+
+def layers(model):
+    """(name, LoRALinear) for each wrapped layer of `model`."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
+
+
+def merge_all(model) -> list[str]:
+    """Replace every LoRALinear of `model` by a plain linear layer that holds the update; returns their names."""
+    found = layers(model)
+    for name, layer in found:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.to_linear())
+    return [name for name, _ in found]
+
+
+def lora_state_dict(model) -> dict:
+    """What the adapter is: every lora_A and lora_B, and every other parameter that is trained (the head). Detached, on the CPU."""
+    kept = {n: p for n, p in model.named_parameters() if _is_lora(n) or p.requires_grad}
+    if not any(map(_is_lora, kept)):
+        raise ValueError("This model has no LoRA layer to save; call inject() before training.")
+    return {name: p.detach().cpu().clone() for name, p in kept.items()}
+
+
+@torch.no_grad()
+def load_lora_state_dict(model, state: dict) -> None:
+    """Copy an adapter's tensors into `model`, which must be wrapped alike; ValueError names what is missing, unexpected or of
+    another shape, and then nothing has been changed."""
+    parameters = dict(model.named_parameters())
+    due = {n for n, p in parameters.items() if _is_lora(n) or p.requires_grad}
+    shapes = [
+        f"{n} is {tuple(state[n].shape)}, the model's {tuple(parameters[n].shape)}"
+        for n in state
+        if n in parameters and state[n].shape != parameters[n].shape
+    ]
+    wrong = {
+        "missing": sorted(due - set(state)),
+        "unexpected": sorted(set(state) - set(parameters)),
+        "wrong shape": shapes,
+    }
+    told = [f"{kind}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}" for kind, names in wrong.items() if names]
+    if told:
+        raise ValueError(
+            f"The adapter does not fit this model ({'; '.join(told)}). Use the target_modules and r that it was trained with."
+        )
+    for name, tensor in state.items():
+        parameters[name].copy_(tensor)
+
+
+class Counts(NamedTuple):
+    """Parameters by what becomes of them; the five add up, so that a head cannot hide among the LoRA."""
+
+    lora: int
+    head: int
+    other: int  # trained, and neither
+    frozen: int
+    total: int
+
+
+HEADS = ("classifier", "score", "qa_outputs", "lm_head")
+
+
+def count_parameters(model) -> Counts:
+    """Count trained parameters in LoRA matrices, in the head and elsewhere, and the frozen ones; works on PEFT models too.
+
+    The frozen copy that PEFT keeps of a head it trains is left out: it would be counted twice.
+    """
+    lora = head = other = frozen = 0
+    for name, p in model.named_parameters():
+        state = getattr(p, "quant_state", None)  # 4-bit weights are packed, their true shape is kept beside them
+        size = math.prod(state.shape) if state else p.numel()
+        if ".original_module." in name:
+            continue
+        if not p.requires_grad:
+            frozen += size
+        elif _is_lora(name):
+            lora += size
+        elif any(part in HEADS for part in name.split(".")):
+            head += size
+        else:
+            other += size
+    return Counts(lora, head, other, frozen, lora + head + other + frozen)
+
+
+def _is_lora(name: str) -> bool:
+    return "lora_A" in name or "lora_B" in name

@@ -1,0 +1,46 @@
+"""One look for all figures, each shown with alternative text and a caption."""
+
+import base64
+import io
+
+# Okabe & Ito's colours, told apart by colour-blind readers; grey for what is only reference.
+BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6E6E6E"
+STYLE = {
+    "figure.figsize": (7.2, 3.4),
+    "figure.dpi": 110,
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#E3E3E3",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "image.cmap": "cividis",
+}
+
+
+def subplots(rows: int = 1, columns: int = 1, **options):
+    """matplotlib's `subplots` in the course's style."""
+    import matplotlib.pyplot as plt
+    from cycler import cycler
+
+    with plt.rc_context({**STYLE, "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PINK, SKY, RED])}):
+        return plt.subplots(rows, columns, layout="constrained", **options)
+
+
+def show(figure, alt: str, caption: str = "") -> None:
+    """Display `figure` with alternative text (what it shows, for those who cannot see it) and a caption, and close it."""
+    import matplotlib.pyplot as plt
+    from IPython.display import Markdown, display
+
+    if not alt.strip():
+        raise ValueError("A figure needs alternative text: one or two sentences that say what it shows.")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    image = base64.b64encode(png.getvalue()).decode()
+    display({"image/png": image, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    if caption:
+        display(Markdown(f"*{caption}*"))

@@ -1,0 +1,110 @@
+"""What runs where: one table holds every choice that differs between a test, a laptop and a GPU."""
+
+import logging
+import os
+import random
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import ROOT
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One row of the table. Rows are counts of examples; `None` means all there are."""
+
+    name: str
+    summary: str
+    offline: bool  # never ask a model hub
+    encoder: str  # an asset of `assets.py`, or a hub id
+    encoder_revision: str | None
+    decoder: str
+    decoder_revision: str | None
+    sentiment: str  # "movies" (local) or "sst2" (hub)
+    train_rows: int | None
+    eval_rows: int | None
+    epochs: int
+    batch_size: int
+    max_length: int  # tokens
+    learning_rate: float  # LoRA's; tuned in benchmarks/sentiment.py
+
+    @property
+    def build(self) -> Path:
+        """Where a lesson may write; `build/` is ignored by git, COURSE_BUILD moves it."""
+        return Path(os.environ.get("COURSE_BUILD") or ROOT / "build")
+
+
+_LOCAL = dict(
+    offline=True,
+    encoder="minilm-roberta",
+    encoder_revision=None,
+    decoder="smollm2-llama",
+    decoder_revision=None,
+    sentiment="movies",
+    batch_size=32,
+    max_length=128,
+    learning_rate=2e-3,
+)
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile(
+            name="smoke",
+            summary="slices of the real data, real pretrained weights, for the tests",
+            train_rows=256,
+            eval_rows=256,
+            epochs=1,
+            **_LOCAL,
+        ),
+        Profile(
+            name="cpu",
+            summary="real pretrained weights and real sentences on this machine, no model hub",
+            train_rows=None,
+            eval_rows=None,
+            epochs=3,
+            **_LOCAL,
+        ),
+        Profile(
+            name="gpu",
+            summary="RoBERTa-base, Llama-2-7B and SST-2 from the hub, for a GPU",
+            offline=False,
+            encoder="FacebookAI/roberta-base",
+            encoder_revision="e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+            decoder="NousResearch/Llama-2-7b-chat-hf",
+            decoder_revision="351844e75ed0bcbbe3f10671b3c808d2b83894ee",
+            sentiment="sst2",
+            train_rows=None,
+            eval_rows=None,
+            epochs=3,
+            batch_size=32,
+            max_length=512,
+            learning_rate=5e-4,
+        ),
+    )
+}
+
+
+def get(name: str | None = None) -> Profile:
+    """The profile called `name`, or the one COURSE_PROFILE names, or `cpu`. ValueError if there is none such."""
+    name = name or os.environ.get("COURSE_PROFILE") or "cpu"
+    if name not in PROFILES:
+        raise ValueError(
+            f"There is no profile {name!r}; the course has {', '.join(PROFILES)}. "
+            "Set COURSE_PROFILE to one of these, or leave it unset for 'cpu'."
+        )
+    return PROFILES[name]
+
+
+def apply(profile: Profile, seed: int = 0) -> None:
+    """Set what a profile needs in this process: offline switches, seeds, and known harmless noise silenced."""
+    if profile.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns after every fork otherwise
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on every load; errors still show
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Harmless, and not ours to mend: PEFT reads an attribute that transformers renamed; bitsandbytes looks for a kernel on a hub.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    random.seed(seed)

@@ -1,0 +1,121 @@
+"""Seeds, precision, metrics and meters that several lessons use."""
+
+import gc
+import threading
+import time
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def precision() -> dict:
+    """The mixed-precision switches of TrainingArguments that this machine's hardware runs fast.
+
+    bf16 on a GPU or CPU that computes in it, fp16 on older GPUs, nothing (fp32) on other CPUs.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {"fp16": True}
+    return {"use_cpu": True, "bf16": bool(torch.cpu.get_capabilities().get("avx512_bf16"))}
+
+
+def training_arguments(profile, output_dir, **changes):
+    """The TrainingArguments with which the course trains its classifiers; `changes` override single options."""
+    from transformers import TrainingArguments
+
+    options = dict(
+        output_dir=str(output_dir),
+        learning_rate=profile.learning_rate,
+        num_train_epochs=profile.epochs,
+        per_device_train_batch_size=profile.batch_size,
+        per_device_eval_batch_size=2 * profile.batch_size,
+        warmup_steps=0.06,  # below 1: a share of all steps
+        lr_scheduler_type="linear",
+        weight_decay=0.01,
+        train_sampling_strategy="group_by_length",  # batches of like lengths: less padding
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        logging_steps=25,
+        report_to="none",
+        dataloader_pin_memory=False,
+        seed=0,
+        **precision(),
+    )
+    return TrainingArguments(**(options | changes))
+
+
+def accuracy(prediction) -> dict:
+    """`compute_metrics` for a Trainer: {"accuracy": share of right labels}."""
+    from sklearn.metrics import accuracy_score
+
+    return {"accuracy": accuracy_score(prediction.label_ids, prediction.predictions.argmax(-1))}
+
+
+def predict(model, tokenizer, sentences, batch_size: int = 64, max_length: int = 128):
+    """Class probabilities, an array (len(sentences), num_labels), in the order of `sentences`."""
+    import numpy as np
+    import torch
+
+    if len(sentences) == 0:
+        raise ValueError("No sentence was given; pass a list of at least one string.")
+    model.eval()
+    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))  # like lengths together: less padding
+    rows = [None] * len(sentences)
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            batch = tokenizer(
+                [sentences[i] for i in ids], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+            )
+            logits = model(**batch.to(model.device)).logits.float()
+            for i, row in zip(ids, logits.softmax(-1).cpu().numpy(), strict=True):
+                rows[i] = row
+    return np.stack(rows)
+
+
+class Meter:
+    """`with Meter() as m:` then `m.seconds` and `m.peak_bytes`, the most memory the process (or the GPU) held above its start."""
+
+    def __enter__(self):
+        import psutil
+        import torch
+
+        gc.collect()
+        self._cuda = torch.cuda.is_available()
+        if self._cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._base = torch.cuda.memory_allocated()
+        else:
+            self._process = psutil.Process()
+            self._base = self._peak = self._process.memory_info().rss
+            self._stop = threading.Event()
+            self._watch = threading.Thread(target=self._sample, daemon=True)
+            self._watch.start()
+        self._began = time.perf_counter()
+        return self
+
+    def _sample(self):
+        while not self._stop.wait(0.002):
+            self._peak = max(self._peak, self._process.memory_info().rss)
+
+    def __exit__(self, *_):
+        import torch
+
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self._began
+        if self._cuda:
+            self.peak_bytes = torch.cuda.max_memory_allocated() - self._base
+        else:
+            self._stop.set()
+            self._watch.join()
+            self.peak_bytes = self._peak - self._base
