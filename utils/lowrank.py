@@ -7,9 +7,11 @@ import numpy as np
 
 
 def numerical_rank(M, rtol: float | None = None) -> int:
-    """How many singular values of `M` exceed rtol times the largest; rtol defaults to max(M.shape) * eps."""
-    s = np.linalg.svd(np.asarray(M, dtype=float), compute_uv=False)
-    rtol = max(np.shape(M)) * np.finfo(float).eps if rtol is None else rtol
+    """How many singular values of `M` exceed rtol times the largest; rtol defaults to max(M.shape) * eps of M's dtype."""
+    M = np.asarray(M)
+    s = np.linalg.svd(M.astype(float), compute_uv=False)
+    if rtol is None:  # fp32 entries are rounded to fp32, so what rounding adds must not count as rank
+        rtol = max(M.shape) * np.finfo(M.dtype if np.issubdtype(M.dtype, np.floating) else float).eps
     return int((s > rtol * s[0]).sum()) if s.size and s[0] > 0 else 0
 
 

@@ -26,21 +26,37 @@ def subplots(rows: int = 1, columns: int = 1, **options):
     import matplotlib.pyplot as plt
     from cycler import cycler
 
-    with plt.rc_context({**STYLE, "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PINK, SKY, RED])}):
-        return plt.subplots(rows, columns, layout="constrained", **options)
+    # Set for good: titles, legends and colour maps ask for their style when they are drawn, after this call.
+    plt.rcParams.update({**STYLE, "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PINK, SKY, RED])})
+    return plt.subplots(rows, columns, layout="constrained", **options)
+
+
+def _png(figure) -> bytes:
+    import matplotlib.pyplot as plt
+
+    png = io.BytesIO()
+    figure.savefig(png, format="png", bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    return png.getvalue()
 
 
 def show(figure, alt: str, caption: str = "") -> None:
     """Display `figure` with alternative text (what it shows, for those who cannot see it) and a caption, and close it."""
-    import matplotlib.pyplot as plt
     from IPython.display import Markdown, display
 
     if not alt.strip():
         raise ValueError("A figure needs alternative text: one or two sentences that say what it shows.")
-    png = io.BytesIO()
-    figure.savefig(png, format="png", bbox_inches="tight", facecolor="white")
-    plt.close(figure)
-    image = base64.b64encode(png.getvalue()).decode()
+    image = base64.b64encode(_png(figure)).decode()
     display({"image/png": image, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
     if caption:
         display(Markdown(f"*{caption}*"))
+
+
+def slider(draw, name: str, value: int, low: int, high: int):
+    """A slider `name` above the figure that `draw(value)` returns, drawn anew whenever it moves; the arrow keys work too."""
+    from ipywidgets import Image, IntSlider, VBox
+
+    control = IntSlider(value, low, high, description=name, continuous_update=False)
+    picture = Image(value=_png(draw(value)), format="png")
+    control.observe(lambda change: setattr(picture, "value", _png(draw(change["new"]))), "value")
+    return VBox([control, picture])

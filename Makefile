@@ -1,0 +1,44 @@
+# Each verb sets up what it needs by itself. PYTHON names the interpreter to build the environment from (3.11 or later).
+PYTHON ?= python3
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PY := $(BIN)/python
+
+.PHONY: help setup lab run outputs test lint doctor adapters pins
+
+help:  ## list the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} is too old: the course needs 3.11 or later. Try make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: .venv/ready  ## make .venv with the pinned packages, then fetch and prepare models and data
+	@$(PY) -m utils.assets
+
+lab: setup  ## open JupyterLab on the first lesson
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+run: setup  ## execute every lesson on the cpu profile into build/
+	@$(PY) -m tools.lessons run
+
+outputs: setup  ## the same, and refresh the outputs and minutes that are committed
+	@$(PY) -m tools.lessons outputs
+
+test: setup lint  ## the tests, then every lesson on the smoke profile
+	$(PY) -m pytest tests
+	COURSE_PROFILE=smoke COURSE_ENFORCE=1 COURSE_BUILD=$(CURDIR)/build/smoke $(PY) -m pytest --nbmake --nbmake-timeout=300 --durations=5 notebooks
+
+lint: .venv/ready
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+
+doctor: .venv/ready  ## what this machine has, and what to mend
+	@$(PY) -m utils.doctor
+
+adapters: setup  ## train the small adapters in data/adapters/ again
+	$(PY) -m benchmarks.adapters
+
+pins: .venv/ready  ## make requirements.txt anew from pyproject.toml (needs uv)
+	@$(PY) -m tools.pins

@@ -1,0 +1,292 @@
+"""The doctor finds planted faults, says what to do about each, and gives nothing of the machine away."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from utils import ROOT, assets, doctor, training
+
+
+@pytest.fixture(autouse=True)
+def plain_machine(monkeypatch):
+    """The defaults, whatever the environment of these tests sets."""
+    for name in ("COURSE_PROFILE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def install(monkeypatch, tmp_path):
+    """install(name, version): let Python find that version of a package first."""
+
+    def plant(name, version):
+        folder = tmp_path / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    return plant
+
+
+def rows(what):
+    """The findings on `what`, from a report whose rows all keep the rules."""
+    report = doctor.report()
+    for row in report:
+        assert row.status in ("ok", "warn", "fail")
+        assert bool(row.remedy) == (row.status != "ok"), f"a remedy for each fault, and none without: {row}"
+        assert row.remedy == "" or re.fullmatch(r"[A-Z].*\.", row.remedy), f"a remedy is a sentence: {row.remedy}"
+    return [row for row in report if row.what == what]
+
+
+def the(what):
+    (row,) = rows(what)
+    return row
+
+
+def assert_anonymous(text):
+    for folder in (ROOT, Path.home(), Path(sys.prefix), Path(sys.executable).parent, assets.cache_dir()):
+        if len(str(folder)) > 1:
+            assert str(folder) not in text
+    assert not re.search(r"(?<![\w.])(/|[A-Za-z]:\\)\w+[/\\]", text), text
+    assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
+
+
+def test_this_machine_is_ready():
+    """Where this fails, read what the doctor prints: the environment is not set up."""
+    assert not [row for row in doctor.report() if row.status == "fail"]
+
+
+def test_old_torchao_is_found(install):
+    install("torchao", "0.10.0")
+    row = the("torchao")
+    assert row.status == "fail" and "0.10.0" in row.found and "uninstall -y torchao" in row.remedy
+
+
+def test_new_torchao_is_left_alone(install):
+    install("torchao", "0.16.0")
+    assert not rows("torchao")
+
+
+def test_version_below_the_range_fails(install):
+    install("peft", "0.10.0")
+    row = the("peft")
+    assert row.status == "fail" and "0.10.0" in row.found and ">=0.20" in row.found and "make setup" in row.remedy
+    assert not rows("packages"), "no row may say that all is as tested"
+
+
+def test_other_version_within_the_range_warns(install):
+    install("peft", "0.99.0")
+    row = the("peft")
+    assert row.status == "warn" and "0.99.0" in row.found and "make setup" in row.remedy
+
+
+def test_local_build_of_the_pinned_version_is_the_pinned_version(install):
+    install("torch", "2.13.0+cu130")
+    assert not rows("torch")
+
+
+def uninstall(name, monkeypatch):
+    real = metadata.version
+
+    def version(asked):
+        if asked == name:
+            raise metadata.PackageNotFoundError(name)
+        return real(asked)
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def test_missing_package_fails(monkeypatch):
+    uninstall("trl", monkeypatch)
+    row = the("trl")
+    assert row.status == "fail" and "not installed" in row.found and "pip install -r requirements.txt" in row.remedy
+
+
+def test_missing_assets_fail(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "nothing" / "here"))
+    row = the("assets")
+    assert row.status == "fail" and "python -m utils.assets" in row.remedy
+    assert all(f"{name} missing" in row.found for name in assets.ASSETS)
+    assert not (tmp_path / "nothing").exists(), "looking must not build"
+
+
+def test_damaged_asset_is_found(monkeypatch, tmp_path):
+    shutil.copytree(assets.path("sentences"), tmp_path / "sentences")
+    text = next(iter((tmp_path / "sentences").glob("movie*")))
+    data = bytearray(text.read_bytes())
+    data[1000] ^= 1  # same size, one bit off
+    text.write_bytes(data)
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    row = the("assets")
+    assert row.status == "fail" and "sentences damaged" in row.found and "python -m utils.assets" in row.remedy
+
+
+@pytest.mark.parametrize("have_assets,status", [(True, "warn"), (False, "fail")])
+def test_full_disk(monkeypatch, tmp_path, have_assets, status):
+    if not have_assets:
+        monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(10**10, 10**10, 4 * 10**8)
+    )
+    row = the("disk")
+    assert row.status == status and "0.4 GB" in row.found and "COURSE_CACHE" in row.remedy
+
+
+def test_unwritable_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "mine"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    row = next(row for row in rows("disk") if row.status == "fail")
+    assert "cannot be written" in row.found and "COURSE_CACHE" in row.remedy
+
+
+@pytest.mark.parametrize("free,status", [(3 * 2**30, "warn"), (2**30, "fail"), (6 * 2**30, "ok")])
+def test_little_memory(monkeypatch, free, status):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("memory", "total available")(8 * 2**30, free))
+    row = the("memory")
+    assert row.status == status and "8 GB" in row.found
+    assert status == "ok" or "close other programs" in row.remedy
+
+
+def test_unknown_profile(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "laptop")
+    row = the("profile")
+    assert row.status == "fail" and "laptop" in row.found and "smoke, cpu, gpu" in row.remedy
+
+
+def test_gpu_profile_needs_a_gpu_and_the_hub(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("COURSE_PROFILE", "gpu")
+    assert the("profile").status == "ok"
+    assert the("device").status == "warn" and "COURSE_PROFILE=cpu" in the("device").remedy
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert the("profile").status == "warn" and "HF_HUB_OFFLINE" in the("profile").remedy
+
+
+def test_cpu_without_bf16_is_told_to_be_patient(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(training, "precision", lambda: {"use_cpu": True, "bf16": False})
+    assert the("device").status == "warn" and "fp32" in the("device").found
+    monkeypatch.setattr(training, "precision", lambda: {"use_cpu": True, "bf16": True})
+    assert the("device").status == "ok" and "bf16" in the("device").found
+
+
+def test_gpu_is_named(monkeypatch):
+    import torch
+
+    card = namedtuple("card", "name total_memory")("Tesla T4", int(14.7 * 2**30))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(training, "precision", lambda: {"fp16": True})
+    monkeypatch.setattr(doctor, "_four_bits", lambda: [])
+    assert the("device").found == "Tesla T4, 15 GB, fast in fp16"
+
+
+def test_broken_bitsandbytes_warns_without_naming_folders(monkeypatch):
+    import bitsandbytes
+
+    def broken(*_, **__):
+        raise OSError("/home/jane doe/env/lib/libbitsandbytes_cpu.so: cannot open; see https://box.example.org/x/y")
+
+    monkeypatch.setattr(bitsandbytes.nn, "Linear4bit", broken)
+    row = the("four bits")
+    assert row.status == "warn" and "libbitsandbytes_cpu.so: cannot open" in row.found
+    assert "/home" not in row.found and "box.example.org" not in row.found
+
+
+def test_broken_torch_is_a_finding_and_not_a_crash(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # import raises
+    row = the("device")
+    assert row.status == "fail" and "torch" in row.found and "make setup" in row.remedy
+
+
+def test_kernel_of_another_environment(monkeypatch):
+    monkeypatch.setattr(metadata, "distributions", lambda **_: [])
+    row = the("kernel")
+    assert row.status == "warn" and "make lab" in row.remedy
+
+
+def test_kernelspec_of_another_environment(monkeypatch, tmp_path):
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    spec = namedtuple("spec", "argv")([str(tmp_path / "bin" / "python"), "-m", "ipykernel_launcher"])
+    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda *_: spec)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    row = the("kernel")
+    assert row.status == "warn" and "ipykernel install --sys-prefix" in row.remedy
+
+
+def test_old_python_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
+    (row,) = doctor.report()
+    assert row.status == "fail" and row.found == "3.10.4" and "3.11" in row.remedy
+
+
+def test_colab_brings_its_own_jupyter(monkeypatch):
+    monkeypatch.setattr(doctor, "COLAB", True)
+    uninstall("jupyterlab", monkeypatch)
+    assert the("kernel").status == "ok" and not rows("jupyterlab")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error: /usr/lib/x86_64-linux-gnu/libc.so.6 is too old",
+        r"DLL load failed: C:\Users\jane\.venv\Lib\site-packages\torch\lib\c10.dll",
+        f"No such file: {ROOT}/data/cache/sentences",
+        f"'{Path.home()}/.cache/x'",
+    ],
+)
+def test_folders_are_left_out(text):
+    assert_anonymous(doctor._anonymous(text))
+
+
+def test_folders_are_left_out_but_words_stay():
+    assert doctor._anonymous("CUDA 13.0 and/or ROCm; `a/b` 3/4") == "CUDA 13.0 and/or ROCm; `a/b` 3/4"
+
+
+def test_table_is_aligned(capsys):
+    doctor.show([doctor.Finding("ok", "a", "fine"), doctor.Finding("fail", "longer", "bad", "Do this.")])
+    assert capsys.readouterr().out == (
+        "ok    a       fine\nfail  longer  bad\n              -> Do this.\n\nTo mend first: 1.\n"
+    )
+
+
+def run(**environment):
+    command = [sys.executable, "-m", "utils.doctor"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
+
+
+def test_command_and_notebook_say_the_same(capsys):
+    """… and so does one run and the next: nothing in the table moves while the machine stays what it is."""
+    done = run()
+    assert done.returncode == 0 and "Ready" in done.stdout, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert_anonymous(done.stdout)
+    assert max(map(len, done.stdout.splitlines())) <= 110
+    doctor.show(doctor.report())
+    assert capsys.readouterr().out == done.stdout
+
+
+def test_command_fails_where_something_must_be_mended(tmp_path):
+    done = run(COURSE_CACHE=str(tmp_path), COURSE_PROFILE="nope")
+    assert done.returncode == 1 and "To mend first: 2." in done.stdout
+    assert_anonymous(done.stdout)
+    assert str(tmp_path) not in done.stdout
+
+
+def test_importing_the_doctor_costs_nothing():
+    code = "import sys, utils.doctor; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

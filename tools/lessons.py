@@ -1,0 +1,162 @@
+"""Execute the lessons: `python -m tools.lessons run` into build/, `… outputs` refreshes the committed outputs too.
+
+python -m tools.lessons run [04 …] [--profile cpu]
+"""
+
+import argparse
+import copy
+import hashlib
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+from utils import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+BUILD = ROOT / "build"
+# What never belongs in a committed notebook
+STRIP = (
+    "metadata.widgets metadata.language_info.version cell.metadata.execution cell.metadata.colab cell.metadata.outputId"
+)
+
+
+def lessons(names=()) -> list[Path]:
+    """The notebooks in order, or those whose names start with one of `names`."""
+    found = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if not names or p.name.startswith(tuple(names)))
+    if not found:
+        raise SystemExit(f"No lesson starts with {', '.join(names)}; there are {', '.join(p.stem for p in lessons())}.")
+    return found
+
+
+def tags(cell) -> list[str]:
+    return cell.get("metadata", {}).get("tags", [])
+
+
+def code_hash(notebook) -> str:
+    """A hash of the lesson's own code cells (the set-up cell, the same everywhere, left out)."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "setup" not in tags(cell)]
+    return hashlib.sha256("\n\0".join(code).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Result:
+    """What one execution gave: the executed notebook, seconds in all and of the slowest cell, and the error if it failed."""
+
+    notebook: object
+    seconds: float
+    slowest: float
+    slowest_cell: str
+    error: str = ""
+
+
+def execute(notebook, profile: str, cwd: Path = NOTEBOOKS, timeout: int = 1200, **env) -> Result:
+    """Run a notebook (not in place) with COURSE_PROFILE=profile and claims enforced; further `env` for its kernel."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = copy.deepcopy(notebook)
+    began, times = {}, {}
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(cwd)}},
+        on_cell_execute=lambda cell, cell_index: began.update({cell_index: time.time()}),
+        on_cell_executed=lambda cell, cell_index, execute_reply: times.update(
+            {cell_index: time.time() - began[cell_index]}
+        ),
+    )
+    start, error = time.time(), ""
+    # so that a course being tested inside another course's environment imports itself
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    settings = {"COURSE_PROFILE": profile, "COURSE_ENFORCE": "1", "PYTHONPATH": path, **env}
+    try:
+        client.execute(env={**os.environ, **settings})
+    except CellExecutionError as failure:
+        error = str(failure)
+    worst = max(times, key=times.get, default=0)
+    return Result(notebook, time.time() - start, times.get(worst, 0.0), notebook.cells[worst].get("id", ""), error)
+
+
+def clean(notebook, seconds: float | None = None):
+    """Ready an executed notebook for a commit: no widgets, no progress bars, the code's hash, minutes if given."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+                and not (output.get("name") == "stderr" and re.search(r"\d+%\|", output.get("text", "")))
+            ]
+    notebook.metadata["course"] = {"code": code_hash(notebook)}
+    if seconds is not None:
+        first = notebook.cells[0]
+        first.source = re.sub(
+            r"(<!-- minutes -->).*?(<!-- /minutes -->)", rf"\g<1>{minutes(seconds)}\g<2>", first.source
+        )
+    return notebook
+
+
+def minutes(seconds: float) -> str:
+    return f"under {math.ceil(seconds / 60)}"
+
+
+def save(notebook, path: Path) -> None:
+    """Write aside, strip, then rename, so that a lesson is never half-written."""
+    aside = path.with_name(f".{path.stem}.ipynb")
+    nbformat.write(notebook, aside)
+    command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-id", "--extra-keys", STRIP, str(aside)]
+    subprocess.run(command, check=True)
+    os.replace(aside, path)
+
+
+def stamp_readme(times: dict[str, float]) -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for number, seconds in times.items():
+        pattern = rf"(<!-- minutes:{number} -->).*?(<!-- /minutes -->)"
+        text = re.sub(pattern, rf"\g<1>{minutes(seconds)}\g<2>", text)
+    readme.write_text(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "outputs"))
+    parser.add_argument("names", nargs="*", help="lesson numbers; all where none is given")
+    parser.add_argument("--profile", default="cpu")
+    options = parser.parse_args()
+    if options.what == "outputs" and options.profile != "cpu":
+        parser.error("committed outputs come from the cpu profile")
+    from utils import profiles
+
+    profile = profiles.get(options.profile)
+    folder = BUILD / profile.name
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, failed = [], False
+    for path in lessons(options.names):
+        print(f"{path.stem} …", flush=True)
+        env = {"COURSE_BUILD": str(BUILD), **({"HF_HUB_OFFLINE": "1"} if profile.offline else {})}
+        result = execute(nbformat.read(path, as_version=4), profile.name, **env)
+        save(result.notebook, folder / path.name)
+        row = f"{path.stem:<32}{result.seconds:>6.0f} s   slowest cell {result.slowest:>5.0f} s ({result.slowest_cell})"
+        rows.append(row + ("   FAILED" if result.error else ""))
+        print(rows[-1], flush=True)
+        if result.error:
+            failed = True
+            print(result.error, file=sys.stderr)
+        elif options.what == "outputs":
+            save(clean(result.notebook, result.seconds), path)
+            stamp_readme({path.name[:2]: result.seconds})
+    print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {folder.relative_to(ROOT)}/.")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

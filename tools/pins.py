@@ -1,0 +1,24 @@
+"""Make requirements.txt from pyproject.toml: `make pins`. Needs uv (`pip install uv`)."""
+
+import re
+import subprocess
+
+from utils import ROOT
+
+HEAD = (
+    "# Exact versions, made from pyproject.toml by `make pins`. torch's CUDA companions are left out:\n"
+    "# they follow from whichever torch is installed.\n"
+)
+COMPANIONS = re.compile(r"^(nvidia-|cuda-|triton)")
+
+
+def main() -> None:
+    command = "uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate --no-header"
+    done = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True, check=True)
+    pins = [line for line in done.stdout.splitlines() if not COMPANIONS.match(line)]
+    (ROOT / "requirements.txt").write_text(HEAD + "\n".join(pins) + "\n")
+    print(f"requirements.txt: {len(pins)} pins. Now: make setup test outputs")
+
+
+if __name__ == "__main__":
+    main()
