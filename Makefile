@@ -28,7 +28,7 @@ outputs: setup  ## the same, and refresh the outputs and minutes that are commit
 	@$(PY) -m tools.lessons outputs
 
 test: setup lint  ## the tests, then every lesson on the smoke profile
-	$(PY) -m pytest tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=10 tests
 	COURSE_PROFILE=smoke COURSE_ENFORCE=1 COURSE_BUILD=$(CURDIR)/build/smoke $(PY) -m pytest --nbmake --nbmake-timeout=300 --durations=5 notebooks
 
 lint: .venv/ready

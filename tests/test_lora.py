@@ -183,6 +183,12 @@ def test_merge_is_explicit_idempotent_and_undone_exactly(dtype, adapter):
     once = layer.base_layer.weight.clone()
     layer.merge()
     assert layer.merged and torch.equal(layer.base_layer.weight, once) and not torch.equal(once, before)
+    assert set(layer.state_dict()) == {
+        "lora_A",
+        "lora_B",
+        "base_layer.weight",
+        "base_layer.bias",
+    }  # not the kept weight
     assert layer.base_layer.weight.dtype == dtype == layer(x).dtype
     coarsest = max(torch.finfo(dtype).eps, torch.finfo(adapter).eps)
     torch.testing.assert_close(layer(x), live, rtol=8 * coarsest, atol=64 * coarsest)
@@ -521,6 +527,7 @@ def test_adapters_swap_on_one_base_also_while_merged():
         layer.merge()
     for source in (first, second, first):
         lora.load_lora_state_dict(model, lora.lora_state_dict(source))
+        assert all(layer.merged for _, layer in lora.layers(model))
         torch.testing.assert_close(model(x), source(x), rtol=1e-5, atol=1e-5)
     for _, layer in lora.layers(model):
         layer.unmerge()
@@ -577,6 +584,8 @@ def test_counts_add_up(targets, r, head):
     counts = lora.count_parameters(model)
     assert counts == (2 * len(targets) * r * 16, 18 * head, 16, whole - 18 * head - 16, counts.total)
     assert counts.total == sum(counts[:4]) == sum(p.numel() for p in model.parameters())
+    model.requires_grad_(False)  # a LoRA that does not learn is frozen like all else
+    assert lora.count_parameters(model) == (0, 0, 0, counts.total, counts.total)
 
 
 def test_counts_of_a_model_without_lora():

@@ -111,10 +111,11 @@ def broken():
 def test_check(test, passes, printed, capsys, monkeypatch):
     again = checks.check("Rank")(test)
     assert capsys.readouterr().out == printed  # it runs where it is defined
-    assert again() is passes and capsys.readouterr().out == printed
+    assert again() is None  # or every check would end a notebook cell with True
+    assert again.passed is passes and capsys.readouterr().out == printed
     monkeypatch.setenv("COURSE_STRICT", "1")
     if passes:
-        assert again() is True
+        again()
     else:
         with pytest.raises(checks.CheckFailed, match=r"^Rank: "):
             again()
@@ -128,8 +129,10 @@ def test_check_looks_at_the_answer_of_the_moment(capsys):
         if answer.r != 8:  # an assert would have pytest's own words added
             raise AssertionError("count the columns")
 
+    assert again.passed is False
     answer.r = 8
-    assert again() is True
+    again()
+    assert again.passed is True
     assert capsys.readouterr().out == "[ ] Rank: count the columns\n[x] Rank\n"
 
 
@@ -155,12 +158,12 @@ def test_check_looks_at_the_answer_of_the_moment(capsys):
     ],
 )  # fmt: skip
 def test_claim(measured, options, holds, told, capsys, monkeypatch):
-    assert checks.claim("accuracy", measured, **options) is holds
+    assert checks.claim("accuracy", measured, **options) is None
     line = capsys.readouterr().out
     assert line.startswith(f"{'✓' if holds else '✗'} accuracy: measured ") and told in line and line.count("\n") == 1
     monkeypatch.setenv("COURSE_ENFORCE", "1")
     if holds:
-        assert checks.claim("accuracy", measured, **options)
+        checks.claim("accuracy", measured, **options)
     else:
         with pytest.raises(checks.ClaimFailed, match="accuracy: measured"):
             checks.claim("accuracy", measured, **options)
@@ -169,13 +172,13 @@ def test_claim(measured, options, holds, told, capsys, monkeypatch):
 def test_claim_has_a_band_for_each_profile(capsys, monkeypatch):
     monkeypatch.setenv("COURSE_ENFORCE", "1")
     bands = {"cpu": (0.8, 1), "gpu": (0.9, 1)}
-    assert checks.claim("accuracy", 0.85, expect=bands, published=0.948)
+    checks.claim("accuracy", 0.85, expect=bands, published=0.948)
     monkeypatch.setenv("COURSE_PROFILE", "gpu")
     with pytest.raises(checks.ClaimFailed, match=r"measured 0.85 · expected 0.9 to 1"):
         checks.claim("accuracy", 0.85, expect=bands)
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
     capsys.readouterr()
-    assert checks.claim("accuracy", 0.1, expect=bands, published=0.948)
+    checks.claim("accuracy", 0.1, expect=bands, published=0.948)
     assert "not judged on profile smoke · published 0.948" in capsys.readouterr().out
 
 

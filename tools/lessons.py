@@ -4,6 +4,7 @@ python -m tools.lessons run [04 …] [--profile cpu]
 """
 
 import argparse
+import base64
 import copy
 import hashlib
 import math
@@ -126,6 +127,13 @@ def stamp_readme(times: dict[str, float]) -> None:
     readme.write_text(text)
 
 
+def save_readme_figure(notebook) -> None:
+    """The README shows the figure of lesson 04's cell `four-ways`."""
+    cell = next(cell for cell in notebook.cells if cell.id == "four-ways")
+    (image,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
+    (ROOT / "docs" / "figure.png").write_bytes(base64.b64decode(image))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "outputs"))
@@ -154,6 +162,8 @@ def main() -> int:
         elif options.what == "outputs":
             save(clean(result.notebook, result.seconds), path)
             stamp_readme({path.name[:2]: result.seconds})
+            if path.name.startswith("04"):
+                save_readme_figure(result.notebook)
     print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {folder.relative_to(ROOT)}/.")
     return int(failed)
 

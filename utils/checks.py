@@ -15,11 +15,11 @@ class ClaimFailed(AssertionError):
 def check(title: str):
     """Decorator for an exercise's check: a function of assertions whose messages are the hints. It runs at once.
 
-    Prints `[x] title` and returns True, or `[ ] title` with the first hint and returns False. Call it again after another try.
+    Prints `[x] title`, or `[ ] title` with the first hint; `.passed` keeps the verdict. Call it again after another try.
     """
 
     def decorate(test):
-        def run() -> bool:
+        def run() -> None:
             try:
                 test()
             except AssertionError as error:
@@ -27,12 +27,13 @@ def check(title: str):
             except Exception as error:  # whatever a reader's answer may raise is a hint, not a traceback
                 hint = f"your answer raised {type(error).__name__}: {error}"
             else:
+                run.passed = True
                 print(f"[x] {title}")
-                return True
+                return
+            run.passed = False
             print(f"[ ] {title}: {hint}")
             if os.environ.get("COURSE_STRICT") == "1":
                 raise CheckFailed(f"{title}: {hint}")
-            return False
 
         run()
         return run
@@ -40,8 +41,8 @@ def check(title: str):
     return decorate
 
 
-def claim(what: str, measured, *, expect=None, published=None, source: str = "", digits: int = 4) -> bool:
-    """Print a measured number beside the expected band and the published figure; returns whether it is in the band.
+def claim(what: str, measured, *, expect=None, published=None, source: str = "", digits: int = 4) -> None:
+    """Print a measured number beside the expected band and the published figure; ✓ says that it is in the band, ✗ that it is not.
 
     expect: (low, high), either None for open; or {profile name: (low, high)}, where a profile that is left out is not judged;
     without it, the published figure is expected exactly. With COURSE_ENFORCE=1 leaving the band raises ClaimFailed.
@@ -84,4 +85,3 @@ def claim(what: str, measured, *, expect=None, published=None, source: str = "",
     print(line)
     if not holds and os.environ.get("COURSE_ENFORCE") == "1":
         raise ClaimFailed(line)
-    return holds

@@ -44,7 +44,7 @@ _LOCAL = dict(
     sentiment="movies",
     batch_size=32,
     max_length=128,
-    learning_rate=2e-3,
+    learning_rate=1e-3,
 )
 
 PROFILES = {

@@ -21,7 +21,8 @@ def precision() -> dict:
 
     if torch.cuda.is_available():
         return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {"fp16": True}
-    return {"use_cpu": True, "bf16": bool(torch.cpu.get_capabilities().get("avx512_bf16"))}
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 cannot tell yet
+    return {"use_cpu": True, "bf16": bool(capabilities.get("avx512_bf16"))}
 
 
 def training_arguments(profile, output_dir, **changes):
