@@ -68,6 +68,7 @@ def execute(notebook, profile: str, cwd: Path = NOTEBOOKS, timeout: int = 1200, 
         notebook,
         timeout=timeout,
         kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=40"],  # it warns of TCP at every start
         resources={"metadata": {"path": str(cwd)}},
         on_cell_execute=lambda cell, cell_index: began.update({cell_index: time.time()}),
         on_cell_executed=lambda cell, cell_index, execute_reply: times.update(

@@ -25,6 +25,15 @@ def precision() -> dict:
     return {"use_cpu": True, "bf16": bool(capabilities.get("avx512_bf16"))}
 
 
+def autocast():
+    """A context that computes in the precision of training: for evaluations that would be slow in fp32."""
+    import torch
+
+    chosen = precision()
+    kind = torch.float16 if chosen.get("fp16") else torch.bfloat16
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", kind, enabled=chosen.get("bf16", True))
+
+
 def training_arguments(profile, output_dir, **changes):
     """The TrainingArguments with which the course trains its classifiers; `changes` override single options."""
     from transformers import TrainingArguments
