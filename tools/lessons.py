@@ -57,7 +57,7 @@ class Result:
     error: str = ""
 
 
-def execute(notebook, profile: str, cwd: Path = NOTEBOOKS, timeout: int = 1200, **env) -> Result:
+def execute(notebook, profile: str, **env) -> Result:
     """Run a notebook (not in place) with COURSE_PROFILE=profile and claims enforced; further `env` for its kernel."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -66,10 +66,10 @@ def execute(notebook, profile: str, cwd: Path = NOTEBOOKS, timeout: int = 1200, 
     began, times = {}, {}
     client = NotebookClient(
         notebook,
-        timeout=timeout,
+        timeout=1200,
         kernel_name="python3",
         extra_arguments=["--IPKernelApp.log_level=40"],  # it warns of TCP at every start
-        resources={"metadata": {"path": str(cwd)}},
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
         on_cell_execute=lambda cell, cell_index: began.update({cell_index: time.time()}),
         on_cell_executed=lambda cell, cell_index, execute_reply: times.update(
             {cell_index: time.time() - began[cell_index]}
@@ -87,8 +87,8 @@ def execute(notebook, profile: str, cwd: Path = NOTEBOOKS, timeout: int = 1200, 
     return Result(notebook, time.time() - start, times.get(worst, 0.0), notebook.cells[worst].get("id", ""), error)
 
 
-def clean(notebook, seconds: float | None = None):
-    """Ready an executed notebook for a commit: no widgets, no progress bars, the code's hash, minutes if given."""
+def clean(notebook, seconds: float):
+    """Ready an executed notebook for a commit: no widgets, no progress bars, the code's hash, its minutes."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [
@@ -98,16 +98,13 @@ def clean(notebook, seconds: float | None = None):
                 and not (output.get("name") == "stderr" and re.search(r"\d+%\|", output.get("text", "")))
             ]
     notebook.metadata["course"] = {"code": code_hash(notebook)}
-    if seconds is not None:
-        first = notebook.cells[0]
-        first.source = re.sub(
-            r"(<!-- minutes -->).*?(<!-- /minutes -->)", rf"\g<1>{minutes(seconds)}\g<2>", first.source
-        )
+    notebook.cells[0].source = stamp(notebook.cells[0].source, "minutes", seconds)
     return notebook
 
 
-def minutes(seconds: float) -> str:
-    return f"under {math.ceil(seconds / 60)}"
+def stamp(text: str, mark: str, seconds: float) -> str:
+    """`text` with the minutes written between `<!-- mark -->` and `<!-- /minutes -->`."""
+    return re.sub(rf"(<!-- {mark} -->).*?(<!-- /minutes -->)", rf"\g<1>under {math.ceil(seconds / 60)}\g<2>", text)
 
 
 def save(notebook, path: Path) -> None:
@@ -117,15 +114,6 @@ def save(notebook, path: Path) -> None:
     command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-id", "--extra-keys", STRIP, str(aside)]
     subprocess.run(command, check=True)
     os.replace(aside, path)
-
-
-def stamp_readme(times: dict[str, float]) -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for number, seconds in times.items():
-        pattern = rf"(<!-- minutes:{number} -->).*?(<!-- /minutes -->)"
-        text = re.sub(pattern, rf"\g<1>{minutes(seconds)}\g<2>", text)
-    readme.write_text(text)
 
 
 def save_readme_figure(notebook) -> None:
@@ -162,7 +150,8 @@ def main() -> int:
             print(result.error, file=sys.stderr)
         elif options.what == "outputs":
             save(clean(result.notebook, result.seconds), path)
-            stamp_readme({path.name[:2]: result.seconds})
+            readme = ROOT / "README.md"
+            readme.write_text(stamp(readme.read_text(), f"minutes:{path.name[:2]}", result.seconds))
             if path.name.startswith("04"):
                 save_readme_figure(result.notebook)
     print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {folder.relative_to(ROOT)}/.")
