@@ -3,6 +3,11 @@
 tests/test_exercises.py puts each in place of the stub and runs the check.
 """
 
+LABELS_FOR = "def labels_for(prompt_ids, answer_ids, length, pad_id):\n"
+TODAY = """today = dict(evaluation_strategy="eval_strategy", max_seq_length="max_length", warmup_ratio="warmup_steps")
+today["group_by_length"] = "train_sampling_strategy"
+"""
+
 ANSWERS = {
     "00_start_here": {
         "ex1": dict(
@@ -122,6 +127,106 @@ ANSWERS = {
                 "    negative, positive = training.predict(model, tokenizer, [text])[0]\n"
                 "    word, p = ('positive', positive) if positive > negative else ('negative', negative)\n"
                 "    return ('undecided' if p < doubt else word), p"
+            ],
+        ),
+    },
+    "03_roberta_by_hand": {
+        "ex1": dict(
+            wrong=[
+                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear)]",
+                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and n.endswith('dense')]",
+                "wanted = [n for n, m in fresh.named_modules() if n.endswith(('query', 'value'))]",
+                "wanted = [n for n, m in fresh.named_modules() if '.layer.' in n]",
+                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and '.layer.' in n] * 2",
+            ],
+            right=[
+                "wanted = {n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and '.layer.' in n}",
+            ],
+        ),
+        "ex2": dict(
+            wrong=[
+                'parts = {"LoRA": 294_912, "head": 3_074, "LayerNorm": 38_400, "bias": 82_944}',
+                'parts = {"LoRA": 294_912, "head": 592_130, "LayerNorm": 38_400, "bias": 83_712}',
+                'parts = {"LoRA": 294_912, "head": 1_538, "LayerNorm": 38_400, "bias": 83_712}',
+                'parts = {"LoRA": 294_912, "head": 3_074, "LayerNorm": 36_864, "bias": 85_248}',
+                'parts = {"LoRA": 420_098}',
+            ],
+            right=['parts = {"bias": 83_712.0, "LayerNorm": 38_400, "head": 3_074, "LoRA": 294_912}'],
+        ),
+        "ex3": dict(
+            wrong=[
+                "def their_slope(step, steps):\n    return slope(step, steps)",
+                "def their_slope(step, steps):\n    return min(1, step / 200)",
+                "def their_slope(step, steps):\n    return min(step / 200, (600 - step) / 400)",
+                "def their_slope(step, steps):\n    return 5e-4 * slope(step, steps, 1 / 3)",
+            ],
+            right=[
+                "def their_slope(step, steps):\n    return min(3 * step / steps, 1.5 * (1 - step / steps))",
+            ],
+        ),
+    },
+    "05_four_bits": {
+        "ex1": dict(
+            wrong=[
+                "my_levels = np.linspace(-1, 1, 7)",
+                "my_levels = nf4.nf4_levels()[::2]",
+                "my_levels = np.array([-1, -0.5, -0.25, -0.1, 0, 0.3, 0.6, 1])",
+                "my_levels = np.linspace(-0.9, 0.9, 8)",
+                "my_levels = np.array([-1, -1, -0.6, -0.2, 0.2, 0.6, 1, 1])",
+            ],
+            right=["my_levels = [1, -1, 5 / 7, -5 / 7, 3 / 7, -3 / 7, 1 / 7, -1 / 7]"],
+        ),
+        "ex2": dict(
+            wrong=["saved_gb = 24.2", "saved_gb = 4.06", "saved_gb = 0.373", "saved_gb = '3'"],
+            right=["saved_gb = 65 * 0.373 / 8"],
+        ),
+        "ex3": dict(
+            wrong=[
+                "def smallest_rank(d):\n    return 4096 // d",
+                "def smallest_rank(d):\n    return 4096 / d",
+                "def smallest_rank(d):\n    return 4096 // d + 1",
+                "def smallest_rank(d):\n    return 11",
+            ],
+            right=["def smallest_rank(d):\n    return next(r for r in range(1, 5000) if r * d >= 4096)"],
+        ),
+    },
+    "06_llama2_qlora_sft": {
+        "ex1": dict(
+            wrong=[
+                "settings = dict(bits=4, seq=1024, batch=1, checkpointing=True)",
+                "settings = dict(bits=4, seq=1024, batch=64, checkpointing=True)",
+                "settings = dict(bits=4, seq=512, batch=4, checkpointing=True)",
+                "settings = dict(bits=4, seq=1024, batch=1, checkpointing=True, targets='qv')",
+            ],
+            right=[
+                "settings = dict(r=8, bits=4, seq=1024, checkpointing=True)\n"
+                "size = {b: planner.plan('llama-2-13b', batch=b, **settings).training.cards for b in range(1, 40)}\n"
+                "settings['batch'] = max(b for b in size if 16 in size[b])",
+            ],
+        ),
+        "ex2": dict(
+            wrong=[
+                LABELS_FOR
+                + "    ids = [*prompt_ids, *answer_ids] + [pad_id] * (length - len(prompt_ids + answer_ids))\n"
+                "    return [-100 if i < len(prompt_ids) or t == pad_id else t for i, t in enumerate(ids)]",
+                LABELS_FOR + "    return [-100] * len(prompt_ids) + list(answer_ids)",
+                LABELS_FOR + "    ids = [*prompt_ids, *answer_ids]\n    return ids + [-100] * (length - len(ids))",
+                LABELS_FOR + "    return [-100] * length",
+            ],
+            right=[
+                LABELS_FOR + "    labels, n = np.full(length, -100), len(prompt_ids)\n"
+                "    labels[n : n + len(answer_ids)] = answer_ids\n    return labels.tolist()",
+            ],
+        ),
+        "ex3": dict(
+            wrong=[
+                TODAY + 'today["warmup_ratio"] = "warmup_ratio"',
+                TODAY + 'today["evaluation_strategy"] = "eval_steps"',
+                TODAY + 'del today["group_by_length"]',
+                TODAY + 'today["max_seq_length"] = "max_steps"',
+            ],
+            right=[
+                TODAY,
             ],
         ),
     },

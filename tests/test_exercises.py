@@ -63,7 +63,7 @@ def handout(notebook):
     return notebook
 
 
-@pytest.mark.parametrize("name", ["01_low_rank_maths", "02_lora_layer"])
+@pytest.mark.parametrize("name", ["01_low_rank_maths", "02_lora_layer", "03_roberta_by_hand"])
 def test_learner_copy_runs_to_the_end(name, tmp_path):
     result = lessons.execute(handout(LESSONS[name]), "smoke", COURSE_BUILD=str(tmp_path))
     assert not result.error, result.error
@@ -78,14 +78,14 @@ def test_strict_mode_raises_at_the_first_open_exercise(tmp_path):
     assert "CheckFailed" in result.error and "Exercise 1" in result.error
 
 
-# B never gets a gradient: ours as a frozen parameter, PEFT's through an output cut from the graph.
+# B never moves: the gradient of ours is multiplied by zero; of PEFT's, the output, and with it every gradient.
 SABOTAGE = """
 import torch
 from torch import nn
 
 def _setattr(self, name, value, _plain=nn.Module.__setattr__):
     if name == "lora_B" and isinstance(value, nn.Parameter):
-        value.requires_grad_(False)
+        value.register_hook(lambda gradient: gradient * 0.0)
     _plain(self, name, value)
 
 nn.Module.__setattr__ = _setattr
@@ -94,14 +94,20 @@ from peft.tuners.lora import layer as _layer
 
 def _update_layer(self, adapter_name, *args, _plain=_layer.LoraLayer.update_layer, **kwargs):
     _plain(self, adapter_name, *args, **kwargs)
-    self.lora_B[adapter_name].register_forward_hook(lambda module, inputs, output: output.detach())
+    self.lora_B[adapter_name].register_forward_hook(lambda module, inputs, output: output * 0.0)
 
 _layer.LoraLayer.update_layer = _update_layer
 """
 
 
 @pytest.mark.parametrize(
-    "name, claim", [("02_lora_layer", "loss, last over first"), ("04_roberta_sst2", "B has left zero")]
+    "name, claim",
+    [
+        ("02_lora_layer", "loss, last over first"),
+        ("03_roberta_by_hand", "norm of the first B"),
+        ("04_roberta_sst2", "B has left zero"),
+        ("06_llama2_qlora_sft", "held-out loss, adapted over base"),
+    ],
 )
 def test_a_lora_that_cannot_learn_fails_the_claims(name, claim, tmp_path):
     notebook = copy.deepcopy(LESSONS[name])

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import lora_layer, record
 
-REQUIRED = {"lora_layer", "sentiment"}
+REQUIRED = {"four_bits", "lora_layer", "memory", "sentiment", "sft"}
 RECORDS = sorted(
     {file.stem for file in record.RESULTS.glob("*.json")} | REQUIRED
 )  # a missing one fails, it is not skipped

@@ -1,7 +1,11 @@
-"""The sentences the lessons learn from, with splits that never change."""
+"""The sentences and the questions the lessons learn from, with splits that never change."""
 
 import hashlib
+import json
 import re
+from pathlib import Path
+
+from utils import ROOT
 
 # Six sentences that a well-known tutorial shows before and after training. They are never trained on.
 EXAMPLES = (
@@ -18,6 +22,26 @@ DOMAINS = {
     "products": "amazonReviewSnippets_GroundTruth.txt",
     "tweets": "tweets_GroundTruth.txt",
     "editorials": "nytEditorialSnippets_GroundTruth.txt",
+}
+
+FAQ = ROOT / "data" / "lora_faq.jsonl"
+# Whole topics are held back, one of most notebooks, so that a question of the test is about something never trained on.
+HELD_OUT = {
+    "validation": ("collecting data", "target modules", "generating answers", "reading comparisons"),
+    "test": (
+        "cost of full fine-tuning",
+        "counting parameters",
+        "merging",
+        "freezing by name",
+        "overfitting and stopping",
+        "double quantisation",
+        "packing and sequence length",
+        "serving and latency",
+        "batch size",
+        "unanswerable questions",
+        "gradient accumulation",
+        "NaN and precision",
+    ),
 }
 
 
@@ -110,3 +134,88 @@ def _sst2():
     parts = split(train["sentence"], train["label"], validation=0.03, test=0)
     test = glue["validation"].select_columns(["sentence", "label"])
     return DatasetDict(train=parts["train"], validation=parts["validation"], test=test), "SST-2 (Socher et al. 2013)"
+
+
+def load_instructions(profile, verbose: bool = True):
+    """Questions and answers to train a chat model on, as a DatasetDict with train, validation and test.
+
+    The course's FAQ, split by topic, or guanaco-llama2-1k where the profile may ask a hub; one printed line says which.
+    Columns: `prompt` and `completion`, each a list of chat messages, and `topic`. `profile.instruction_rows` is
+    (train, others), None: all there are.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if profile.instructions == "guanaco":
+        rows, told = _guanaco(), "guanaco-llama2-1k (after OpenAssistant, Köpf et al. 2023)"
+    else:
+        rows, told = [(row["topic"], chat(row)) for row in read_faq()], "The course's FAQ"
+    parts = {"train": [], "validation": [], "test": []}
+    for topic, messages in rows:
+        key = hashlib.sha256(messages[0]["content"].encode()).hexdigest()
+        name = next((name for name, topics in HELD_OUT.items() if topic in topics), "train")
+        if not topic and int(key[:4], 16) < 0.2 * 16**4:  # no topics: every fifth row, by its hash
+            name = "test" if int(key[4], 16) < 8 else "validation"
+        parts[name].append((key, dict(prompt=messages[:-1], completion=messages[-1:], topic=topic)))
+    for name, part in parts.items():  # in the order of a hash, so the first n are a fair sample
+        limit = profile.instruction_rows[0 if name == "train" else 1]
+        parts[name] = Dataset.from_list([row for _, row in sorted(part, key=lambda pair: pair[0])[:limit]])
+    if verbose:
+        print(f"{told}: " + ", ".join(f"{len(part):,} {name}" for name, part in parts.items()) + ".")
+    return DatasetDict(parts)
+
+
+def read_faq(file=FAQ) -> list[dict]:
+    """The FAQ's rows: dicts of topic, question and answer. ValueError names the line that is malformed."""
+    rows = []
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{Path(file).name}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON ({error}); write one object a line.") from None
+        if not isinstance(row, dict) or set(row) != {"topic", "question", "answer"}:
+            raise ValueError(f"{where} needs exactly the keys topic, question and answer; it has {list(row)}.")
+        if empty := [key for key, text in row.items() if not isinstance(text, str) or not text.strip()]:
+            raise ValueError(f"{where}: {empty[0]} is {row[empty[0]]!r}; it must be a text that is not empty.")
+        if pointer(row["answer"]) is None:
+            raise ValueError(
+                f"{where}: the answer must end in a pointer such as '(notebook 04)'; it ends {row['answer'][-24:]!r}."
+            )
+        rows.append(row)
+    return rows
+
+
+def chat(row: dict) -> list[dict]:
+    """A row of the FAQ as chat messages."""
+    return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+
+
+def pointer(answer: str) -> int | None:
+    """The notebook that an answer of the FAQ points to at its very end, or None."""
+    found = re.search(r"[.!?)`] \(notebook (\d\d)\)$", answer.strip())
+    return int(found[1]) if found else None
+
+
+def parse_inst(text: str) -> list[dict]:
+    """Llama 2's `<s>[INST] question [/INST] answer </s>…` as chat messages, without the special tokens.
+
+    The chat template writes them anew: left in the text, the first token would be there twice. ValueError if it is not of that form.
+    """
+    messages = []
+    for turn in filter(str.strip, text.replace("</s>", "").split("<s>")):
+        found = re.fullmatch(r"\s*\[INST\](.*?)\[/INST\](.*)", turn, re.DOTALL)
+        if not found:
+            raise ValueError(
+                f"A turn must read '[INST] question [/INST] answer'; this one begins {turn.strip()[:40]!r}."
+            )
+        messages += [{"role": "user", "content": found[1].strip()}, {"role": "assistant", "content": found[2].strip()}]
+    if not messages:
+        raise ValueError("The text holds no turn; '<s>[INST] question [/INST] answer </s>' is expected.")
+    return messages
+
+
+def _guanaco():
+    """(topic, messages) of each conversation; it has no topics."""
+    from datasets import load_dataset
+
+    return [("", parse_inst(row["text"])) for row in load_dataset("mlabonne/guanaco-llama2-1k", split="train")]

@@ -6,6 +6,16 @@ from pathlib import Path
 
 from utils import assets
 
+# Llama 2's own form of a conversation, for copies of the model that come without it.
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}{% set turns = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
+    "{% for turn in turns %}{% if turn['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + (system if loop.first else '') + turn['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + turn['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
 
 def load_encoder(profile, num_labels: int = 2, seed: int = 0, **config):
     """(model, tokenizer): the profile's RoBERTa with a new, random classification head of `num_labels` outputs.
@@ -24,25 +34,83 @@ def load_encoder(profile, num_labels: int = 2, seed: int = 0, **config):
     return model.eval(), AutoTokenizer.from_pretrained(source, revision=revision)
 
 
+def load_encoder_in_4_bits(profile, num_labels: int = 2, seed: int = 0, **config):
+    """As `load_encoder`, with the linear layers of the blocks in NF4; embeddings and the new head keep their precision."""
+    config.setdefault("quantization_config", four_bits(skip=["classifier"]))
+    model, tokenizer = load_encoder(profile, num_labels, seed, **config)
+    return _stay_trainable(model), tokenizer
+
+
 def load_decoder(profile, **options):
     """(model, tokenizer): the profile's chat Llama; `options` reach `from_pretrained` (dtype, quantization_config …).
 
+    Without options: in the 16 bits that this hardware computes in (`training.compute_dtype`), on the GPU if there is one.
     The tokenizer pads with a token that is not the end of text, so that a model trained on padded batches still learns to stop.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from utils import training
+
     source, revision = _source(profile, "decoder")
-    options.setdefault("dtype", torch.bfloat16)
+    options = dict(dtype=training.compute_dtype(), attn_implementation="sdpa") | options
+    if torch.cuda.is_available():
+        options.setdefault("device_map", {"": 0})
     model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **options)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    for candidate in ("<|endoftext|>", "<unk>"):
-        if tokenizer.convert_tokens_to_ids(candidate) not in (None, tokenizer.eos_token_id):
-            if tokenizer.pad_token in (None, tokenizer.eos_token):
-                tokenizer.pad_token = candidate
-            break
+    if tokenizer.pad_token in (None, tokenizer.eos_token):
+        # get_vocab(), for convert_tokens_to_ids() answers <unk>'s id for a token that is not there
+        tokenizer.pad_token = next(token for token in ("<|endoftext|>", "<unk>") if token in tokenizer.get_vocab())
+    if not tokenizer.chat_template and model.config.model_type == "llama":
+        tokenizer.chat_template = LLAMA2
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), tokenizer
+    return _stay_trainable(model.eval()), tokenizer
+
+
+def four_bits(skip: list[str] | None = None):
+    """The `quantization_config` of QLoRA: NF4, double quantisation, products in the precision this hardware is fast in.
+
+    skip: modules to leave alone (a new head); None: the output embeddings. RuntimeError where bitsandbytes cannot run.
+    """
+    from transformers import BitsAndBytesConfig
+
+    from utils import training
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:
+        raise RuntimeError(
+            f"Four-bit weights need bitsandbytes, which does not load on this platform ({type(error).__name__}: {error}). "
+            "Run `pip install bitsandbytes`, or leave quantization_config out and train LoRA on the 16-bit model."
+        ) from None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=training.compute_dtype(),
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _stay_trainable(model):
+    """`model`, its 4-bit layers kept from repacking their weights at the first forward pass in eval mode.
+
+    bitsandbytes repacks on CPUs with AVX512-BF16. The packed path is quicker and has no gradient: training after an evaluation
+    would fail or learn nothing.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def stored_bytes(parameter) -> int:
+    """Bytes that a parameter takes, the constants of a 4-bit weight included (the table of levels, the same for all, left out)."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return parameter.nbytes
+    constants = [state.absmax] + ([state.state2.absmax, state.offset] if state.nested else [])
+    return parameter.nbytes + sum(tensor.nbytes for tensor in constants)
 
 
 def save_adapter(model, folder, base: str) -> Path:
@@ -58,7 +126,7 @@ def save_adapter(model, folder, base: str) -> Path:
         model.save_pretrained(aside, safe_serialization=True)
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's model card names the base by its path
         config = json.loads((aside / "adapter_config.json").read_text())
-        config["base_model_name_or_path"], config["revision"] = base, None
+        config["base_model_name_or_path"], config["revision"] = base, base_revision(base)
         config["base_sha256"] = base_sha256(base)
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for file in (aside, *aside.iterdir()):
@@ -71,18 +139,23 @@ def save_adapter(model, folder, base: str) -> Path:
     return folder
 
 
-def load_adapter(model, folder, base: str):
-    """`model` with the adapter in `folder` on top, as a PeftModel. ValueError if the adapter was made for another base."""
+def load_adapter(model, folder, base: str, **options):
+    """`model` with the adapter in `folder` on top, as a PeftModel in eval mode; `options` reach PEFT.
+
+    ValueError if the adapter was made for another base.
+    """
     from peft import PeftConfig, PeftModel
 
     config = json.loads((Path(folder) / "adapter_config.json").read_text())
-    made_for, sha256 = config["base_model_name_or_path"], config.pop("base_sha256", None)
-    if made_for != base or (sha256 and sha256 != base_sha256(base)):
+    made_for = config["base_model_name_or_path"], config.pop("base_sha256", None) or config["revision"]
+    given = base, base_sha256(base) or base_revision(base)
+    if made_for[0] != base or (made_for[1] and made_for[1] != given[1]):
+        told = [f"{name!r} ({(version or 'no hash')[:12]})" for name, version in (made_for, given)]
         raise ValueError(
-            f"This adapter was made for {made_for!r} ({(sha256 or 'no hash')[:12]}), and the model given is {base!r} "
-            f"({(base_sha256(base) or 'no hash')[:12]}). Load the adapter's own base, or train one for this base."
+            f"This adapter was made for {told[0]}, and the model given is {told[1]}. "
+            "Load the adapter's own base, or train one for this base."
         )
-    return PeftModel.from_pretrained(model, folder, config=PeftConfig.from_peft_type(**config))
+    return PeftModel.from_pretrained(model, folder, config=PeftConfig.from_peft_type(**config), **options).eval()
 
 
 def base_sha256(base: str) -> str | None:
@@ -92,7 +165,26 @@ def base_sha256(base: str) -> str | None:
     return json.loads((assets.path(base) / "manifest.json").read_text())["files"]["model.safetensors"]["sha256"]
 
 
+def base_revision(base: str) -> str | None:
+    """The revision at which the profiles load a hub's model; None for a local base, whose hash identifies it."""
+    from utils.profiles import PROFILES
+
+    pinned = [(p.encoder, p.encoder_revision) for p in PROFILES.values()]
+    return dict(pinned + [(p.decoder, p.decoder_revision) for p in PROFILES.values()]).get(base)
+
+
 def _source(profile, kind: str):
     """(folder or hub id, revision) of the profile's encoder or decoder."""
     name, revision = getattr(profile, kind), getattr(profile, f"{kind}_revision")
-    return (assets.path(name), None) if name in assets.ASSETS else (name, revision)
+    if name in assets.ASSETS:
+        return assets.path(name), None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json", revision=revision)
+    except Exception as error:  # transformers' own message does not even name the model
+        raise OSError(
+            f"Profile {profile.name!r} needs {name} (revision {revision}), which is not in the cache and could not be fetched "
+            f"({type(error).__name__}). Connect to the internet and try again, or set COURSE_PROFILE=cpu, which asks no hub."
+        ) from error
+    return name, revision

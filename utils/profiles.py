@@ -28,6 +28,13 @@ class Profile:
     batch_size: int
     max_length: int  # tokens
     learning_rate: float  # LoRA's; tuned in benchmarks/sentiment.py
+    instructions: str  # "faq" (ours) or "guanaco" (hub)
+    instruction_rows: tuple[int | None, int | None]  # train, validation and test
+    instruction_epochs: float
+    instruction_batch: int
+    instruction_length: int  # tokens
+    instruction_rate: float  # QLoRA's learning rate
+    answer_tokens: int  # the longest answer that is generated
 
     @property
     def build(self) -> Path:
@@ -45,6 +52,10 @@ _LOCAL = dict(
     batch_size=32,
     max_length=128,
     learning_rate=1e-3,
+    instructions="faq",
+    instruction_batch=8,
+    instruction_length=256,
+    instruction_rate=1e-3,
 )
 
 PROFILES = {
@@ -56,6 +67,9 @@ PROFILES = {
             train_rows=256,
             eval_rows=256,
             epochs=1,
+            instruction_rows=(16, 6),
+            answer_tokens=24,
+            instruction_epochs=1,
             **_LOCAL,
         ),
         Profile(
@@ -64,6 +78,9 @@ PROFILES = {
             train_rows=None,
             eval_rows=None,
             epochs=3,
+            instruction_rows=(240, None),
+            answer_tokens=80,
+            instruction_epochs=1,
             **_LOCAL,
         ),
         Profile(
@@ -81,6 +98,13 @@ PROFILES = {
             batch_size=32,
             max_length=512,
             learning_rate=5e-4,
+            instructions="guanaco",
+            instruction_rows=(None, 64),
+            answer_tokens=200,
+            instruction_epochs=1,
+            instruction_batch=4,
+            instruction_length=512,
+            instruction_rate=2e-4,
         ),
     )
 }

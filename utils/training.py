@@ -25,6 +25,14 @@ def precision() -> dict:
     return {"use_cpu": True, "bf16": bool(capabilities.get("avx512_bf16"))}
 
 
+def compute_dtype():
+    """The torch dtype in which this hardware multiplies fastest without losing range: bfloat16, float16 on older GPUs, or float32."""
+    import torch
+
+    chosen = precision()
+    return torch.bfloat16 if chosen.get("bf16") else torch.float16 if chosen.get("fp16") else torch.float32
+
+
 def autocast():
     """A context that computes in the precision of training: for evaluations that would be slow in fp32."""
     import torch
@@ -60,6 +68,53 @@ def training_arguments(profile, output_dir, **changes):
         **precision(),
     )
     return TrainingArguments(**(options | changes))
+
+
+def sft_arguments(profile, output_dir, **changes):
+    """The SFTConfig with which the course trains its chat models; `changes` override single options. ValueError for fp16 on a CPU."""
+    import torch
+    from trl import SFTConfig
+
+    options = (
+        dict(
+            output_dir=str(output_dir),
+            learning_rate=profile.instruction_rate,
+            num_train_epochs=profile.instruction_epochs,
+            per_device_train_batch_size=profile.instruction_batch,
+            per_device_eval_batch_size=profile.instruction_batch,
+            max_length=profile.instruction_length,
+            completion_only_loss=True,  # learn the answers, not the questions
+            warmup_steps=0.03,
+            lr_scheduler_type="linear",
+            max_grad_norm=0.3,  # QLoRA's
+            train_sampling_strategy="group_by_length",
+            activation_checkpointing=torch.cuda.is_available(),  # memory for time: here it is time that is short
+            logging_steps=2,
+            eval_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            dataloader_pin_memory=False,
+            seed=0,
+            **{"bf16": False, "fp16": False, **precision()},
+        )
+        | changes
+    )
+    if options["fp16"] and not torch.cuda.is_available():
+        raise ValueError(
+            "fp16=True was asked for on a CPU, where fp16 training overflows and gains nothing; leave it out (bf16 or fp32 is "
+            "then chosen by what this machine computes in), or train on a GPU."
+        )
+    return SFTConfig(**options)
+
+
+def ready_for_fp16(model):
+    """`model`, what is trained cast to fp32 where training is in fp16: SFTTrainer makes adapters over 4-bit weights bf16, whose
+    gradients the loss scaler of fp16 cannot handle. Elsewhere nothing changes."""
+    if precision().get("fp16"):
+        for p in model.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()
+    return model
 
 
 def accuracy(prediction) -> dict:
