@@ -9,3 +9,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from hypothesis import settings  # noqa: E402
+
+# The same examples every time, and no clock: a busy machine must not fail a property.
+settings.register_profile("course", derandomize=True, deadline=None)
+settings.load_profile("course")

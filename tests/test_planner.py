@@ -212,7 +212,7 @@ def test_parts_add_up_and_more_costs_more(name, **options):
     assert sum(one.activation_terms.values()) == one.training.activations
     assert one.training.optimiser == 2 * one.training.gradients
     assert one.training.adapter == (0 if options["targets"] == "full" else one.disk)
-    assert one.inference.total < one.training.total
+    assert one.inference.total - one.inference.cache < one.training.total  # a cache may outgrow a checkpointed step
     for longer in (dict(seq=options["seq"] + 1), dict(batch=options["batch"] + 1)):
         assert plan(name, **(options | longer)).training.activations > one.training.activations
     if not options["checkpointing"]:
