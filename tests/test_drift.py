@@ -1,6 +1,6 @@
 """Old calls stay out, and today's calls fit the installed libraries: their names, options and numbers of arguments.
 
-docs/migration.json lists the old calls; docs/migration.md is written from it: `python -m tests.test_drift`.
+docs/migration.json lists the old calls; docs/migration.md is written from it: `python -m tools.migration`.
 """
 
 import ast
@@ -16,32 +16,18 @@ import nbformat
 import pytest
 
 from tools import lessons
+from tools.migration import PAGE, load, page
 from utils import ROOT
 
-DATA, PAGE = ROOT / "docs" / "migration.json", ROOT / "docs" / "migration.md"
-ROWS = json.loads(DATA.read_text(encoding="utf-8"))
+ROWS = load()
 each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row["old"][:48])
 
 
 # --- the page ---
 
 
-def page(rows: list[dict]) -> str:
-    """docs/migration.md."""
-    text = (
-        "# Then and now\n\nCode written for older releases of these libraries often fails today, or is quietly ignored. On the "
-        "left is a call as older tutorials have it, on the right what does the same with the course's pinned versions. *Since* "
-        "is the release that brought the change, be it a new name, a warning or a removal; a dash stands where we could not "
-        "establish it. A test looks for every call on the left in the course's own code, and holds those on the right against "
-        "the installed libraries.\n\n| Library | Then | Now | Since | Why |\n|---|---|---|---|---|\n"
-    )
-    for row in rows:
-        text += f"| {row['library']} | `{row['old']}` | `{row['new']}` | {row['since'] or '–'} | {row['why']} |\n"
-    return text
-
-
 def test_page_is_what_the_data_gives():
-    assert PAGE.read_text(encoding="utf-8") == page(ROWS), "run `python -m tests.test_drift`"
+    assert PAGE.read_text(encoding="utf-8") == page(ROWS), "run `python -m tools.migration`"
 
 
 @each_row
@@ -487,7 +473,3 @@ def test_installed_models_know_the_new_methods_only():
     assert callable(PreTrainedModel.activation_checkpointing_enable)
     assert not hasattr(RobertaSelfAttention, "transpose_for_scores")
     assert "head_mask" not in inspect.signature(RobertaSelfAttention.forward).parameters
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(ROWS), encoding="utf-8")

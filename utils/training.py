@@ -37,9 +37,9 @@ def autocast():
     """A context that computes in the precision of training: for evaluations that would be slow in fp32."""
     import torch
 
-    chosen = precision()
-    kind = torch.float16 if chosen.get("fp16") else torch.bfloat16
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", kind, enabled=chosen.get("bf16", True))
+    kind = compute_dtype()
+    enabled = kind != torch.float32
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", kind if enabled else None, enabled=enabled)
 
 
 def training_arguments(profile, output_dir, **changes):
