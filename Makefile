@@ -34,10 +34,11 @@ run: setup  ## execute every lesson on the cpu profile into build/
 outputs: setup  ## the same, and refresh the outputs and minutes that are committed
 	@$(PY) -m tools.lessons outputs
 
-test: setup lint  ## the tests, then every lesson on the smoke profile
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=10 tests
-	OMP_NUM_THREADS=1 PYTHONSTARTUP=$(CURDIR)/tools/deprecations.py COURSE_PROFILE=smoke COURSE_ENFORCE=1 \
-		COURSE_BUILD=$(CURDIR)/build/smoke $(PY) -m pytest -n 2 --nbmake --nbmake-timeout=300 --durations=5 notebooks
+test: setup lint  ## the tests, then every lesson on the smoke profile, its exercises tried
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --durations=10 tests
+	$(PY) tests/exercised.py build/exercised
+	OMP_NUM_THREADS=1 PYTHONSTARTUP="$(CURDIR)/tools/deprecations.py" COURSE_PROFILE=smoke COURSE_ENFORCE=1 \
+		COURSE_BUILD="$(CURDIR)/build/smoke" $(PY) -m pytest -n 2 --nbmake --nbmake-timeout=300 --durations=5 build/exercised
 
 test-browser: setup  ## lessons and the web edition in a real browser (installs Chromium on Debian where there is none)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=5 tests/browser

@@ -4,19 +4,16 @@ It is run 0 of "LoRA query+value" in benchmarks/sentiment.py, at the learning ra
 """
 
 from benchmarks import record, sentiment
-from utils import ROOT, data, models, profiles
+from utils import ROOT, models
 
 FOLDER = ROOT / "data" / "adapters" / "sentiment"
 
 
 def main() -> None:
-    profile = profiles.get("cpu")
-    profiles.apply(profile)
+    profile, splits = sentiment.material()
     method = "LoRA query+value"
     rate = sentiment.chosen(record.read("sentiment")["runs"], method)
-    result, model, _ = sentiment.train(
-        profile, data.load_sentiment(profile), method, sentiment.METHODS[method][0], rate, seed=0
-    )
+    result, model, _ = sentiment.train(profile, splits, method, sentiment.QV, rate, seed=0)
     models.save_adapter(model, FOLDER, profile.encoder)
     print(f"{FOLDER.relative_to(ROOT)}: test accuracy {result['test']:.4f}")
 

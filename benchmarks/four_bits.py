@@ -6,69 +6,60 @@ Lesson 05 shows these runs beside the 16-bit ones of benchmarks/sentiment.py, at
 """
 
 import tempfile
-import time
-from pathlib import Path
 
 from benchmarks import record, sentiment
 
 METHOD = "LoRA query+value"
 
 
-def train(profile, splits, learning_rate: float, seed: int) -> dict:
-    """One run, as `sentiment.train` makes it but for the base: what is recorded."""
+def build(profile, seed: int):
+    """The model of one run, as `sentiment.build` makes it but for the base: (model, tokenizer)."""
     from peft import LoraConfig, get_peft_model
-    from transformers import DataCollatorWithPadding, Trainer
 
     from utils import models, training
 
     model, tokenizer = models.load_encoder_in_4_bits(profile, 2, seed)
     training.set_seed(seed)
-    targets, r = sentiment.METHODS[METHOD][0]
-    model = get_peft_model(model, LoraConfig("SEQ_CLS", r=r, lora_alpha=2 * r, target_modules=targets))
-    tokens = splits.map(
-        lambda rows: tokenizer(rows["sentence"], truncation=True, max_length=profile.max_length),
-        batched=True,
-        remove_columns="sentence",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        options = dict(learning_rate=learning_rate, seed=seed, save_only_model=True, disable_tqdm=True)
-        trainer = Trainer(
-            model=model,
-            args=training.training_arguments(profile, folder, **options),
-            train_dataset=tokens["train"],
-            eval_dataset=tokens["validation"],
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=training.accuracy,
-        )
-        began = time.time()
-        trainer.train()
-        seconds = round(time.time() - began)
-        validation = max(row["eval_accuracy"] for row in trainer.state.log_history if "eval_accuracy" in row)
-        test = trainer.predict(tokens["test"]).metrics["test_accuracy"]
-    return dict(learning_rate=learning_rate, seed=seed, validation=validation, test=test, seconds=seconds)
+    targets, r = sentiment.QV
+    return get_peft_model(model, LoraConfig("SEQ_CLS", r=r, lora_alpha=2 * r, target_modules=targets)), tokenizer
 
 
-def code() -> str:
-    """The hash of everything that decides these runs."""
+def values(profile, splits, learning_rate: float) -> dict:
+    """What decides these runs."""
     from utils import models
 
-    return record.code_hash(Path(__file__), models.load_encoder_in_4_bits, models.four_bits) + "-" + sentiment.code()
+    told = sentiment.values(profile, splits)
+    return told | dict(
+        plan=[sentiment.QV, sentiment.SEEDS, learning_rate], bits=record.arguments(models.four_bits(["classifier"]))
+    )
+
+
+def canary(profile, splits) -> dict:
+    """The first losses in fp32, after an evaluation, which must not disturb them."""
+    small = type(splits)({name: split.select(range(64)) for name, split in splits.items()})
+    options = dict(max_steps=record.CANARY_STEPS, logging_steps=1, per_device_train_batch_size=4, disable_tqdm=True)
+    options |= dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    with record.fp32(), tempfile.TemporaryDirectory() as folder:
+        trainer, _ = sentiment.trainer_for(profile, small, METHOD, *build(profile, 0), folder, **options)
+        trainer.evaluate()
+        trainer.train()
+    return {METHOD: [row["loss"] for row in trainer.state.log_history if "loss" in row]}
 
 
 def main() -> None:
-    from utils import data, profiles
-
-    profile = profiles.get("cpu")
-    profiles.apply(profile)
+    profile, splits = sentiment.material()
     rate = sentiment.chosen(record.read("sentiment")["runs"], METHOD)
-    splits = data.load_sentiment(profile)
-    kept = record.read("four_bits") if (record.RESULTS / "four_bits.json").exists() else {}
-    if kept.get("origin", {}).get("code") != code():
-        kept = dict(origin=record.origin(code()), runs=[])
-    for seed in sentiment.SEEDS:
-        if not any(run["seed"] == seed for run in kept["runs"]):
-            kept["runs"].append(train(profile, splits, rate, seed))
+    decides = values(profile, splits, rate)
+    names = [sentiment.Run("runs", METHOD, sentiment.QV, rate, seed).name for seed in sentiment.SEEDS]
+    kept = record.resume("four_bits", decides)
+    if not kept:
+        kept = dict(origin=record.origin(decides, canary(profile, splits)), due=names)
+        kept |= dict(test_rows=len(splits["test"]), runs=[])
+        record.write("four_bits", kept)
+    for seed, name in zip(sentiment.SEEDS, names, strict=True):
+        if not any(run["name"] == name for run in kept["runs"]):
+            run, *_ = sentiment.train(profile, splits, METHOD, sentiment.QV, rate, seed, built=build(profile, seed))
+            kept["runs"].append(run)
             record.write("four_bits", kept)
     for run in kept["runs"]:
         print(f"seed {run['seed']}  test {run['test']:.4f}  {run['seconds']} s")

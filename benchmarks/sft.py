@@ -5,9 +5,9 @@
 Answers, losses and the rubric are the lesson's own functions, read from its cells. One seed.
 """
 
+import dataclasses
 import re
 import tempfile
-from pathlib import Path
 
 from benchmarks import record
 from utils import ROOT
@@ -17,65 +17,116 @@ CELLS = ("answer", "rubric", "held-out-loss")
 PASSES = 2
 
 
-def lesson_code() -> str:
-    """The lesson's cells that define how answers are given and judged."""
+def lesson(profile, tokenizer) -> dict:
+    """The lesson's functions by which answers are given and judged, by name."""
     import nbformat
-
-    cells = {cell.id: cell.source for cell in nbformat.read(LESSON, as_version=4).cells}
-    return "\n\n".join(cells[name] for name in CELLS)
-
-
-def iter_plainly(rows, desc=""):
-    """In place of the lesson's progress bar."""
-    return rows
-
-
-def code() -> str:
-    """The hash of everything that decides this run."""
-    from utils import data, models, profiles, training
-
-    faq = data.FAQ.read_text(encoding="utf-8")
-    profile = profiles.get("cpu")
-    names = ("instruction_batch", "instruction_length", "instruction_rate", "answer_tokens")
-    settings = repr([getattr(profile, name) for name in names])
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in {"cells.py": lesson_code(), "data.py": f"FAQ = {faq!r}", "settings.py": settings}.items():
-            (Path(folder) / name).write_text(text)
-        return record.code_hash(
-            Path(__file__), *sorted(Path(folder).iterdir()), data.load_instructions, data.pointer, data.chat,
-            models.load_decoder, models.four_bits, training.sft_arguments,
-        )  # fmt: skip
-
-
-def main() -> None:
-    import dataclasses
-
     import numpy as np
     import torch
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl import SFTTrainer
 
-    from utils import data, models, profiles, training
+    from utils import data, training
+
+    cells = {cell.id: cell.source for cell in nbformat.read(LESSON, as_version=4).cells}
+    names = dict(profile=profile, tqdm=lambda rows, desc="": rows, tokenizer=tokenizer)
+    names |= dict(re=re, np=np, torch=torch, data=data, training=training)
+    exec("\n\n".join(cells[name] for name in CELLS), names)
+    return names
+
+
+def build(profile, rows, folder, **changes):
+    """(trainer, tokenizer) of the run; `changes` override single options of SFTConfig."""
+    from peft import LoraConfig
+
+    from utils import models, training
+    from utils.sft import AnswerTrainer
+
+    model, tokenizer = models.load_decoder(profile, quantization_config=models.four_bits())
+    training.set_seed(0)
+    trainer = AnswerTrainer(
+        model,
+        args=training.sft_arguments(profile, folder, disable_tqdm=True, **changes),
+        train_dataset=rows["train"],
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear"
+        ),
+    )
+    return trainer, tokenizer
+
+
+def values(profile, rows) -> dict:
+    """What decides this run."""
+    from utils import data, models
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, tokenizer = build(profile, rows, folder, num_train_epochs=PASSES)
+        options, tokens = record.arguments(trainer.args), trainer.train_dataset["input_ids"][:]
+    return dict(
+        rows=dict(rows),
+        held_out=data.HELD_OUT,
+        tokens=tokens,
+        template=tokenizer.chat_template,
+        arguments=options,
+        adapter=record.arguments(trainer.model.peft_config["default"]),
+        config=record.arguments(trainer.model.config),
+        base=models.base_sha256(profile.decoder),
+        answer_tokens=profile.answer_tokens,
+        plan=PASSES,
+    )
+
+
+RUBRIC = (  # text, whether the model stopped by itself
+    ("It is the rank. (notebook 01)", True),
+    ("It is the rank. (notebook 01)", False),
+    ("It is the rank.", True),
+    ("One. Two. Three. Four. (notebook 01)", True),
+)
+
+
+def canary(profile, rows) -> dict:
+    """In fp32: the first losses of single rows, the base's held-out loss of two rows, and the rubric's verdicts as 0 and 1."""
+    with record.fp32(), tempfile.TemporaryDirectory() as folder:
+        few = type(rows)({name: part.select(range(8)) for name, part in rows.items()})
+        options = dict(max_steps=record.CANARY_STEPS, logging_steps=1, per_device_train_batch_size=1)
+        trainer, tokenizer = build(profile, few, folder, **options)
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:  # TRL makes them bf16, in which processors differ
+                parameter.data = parameter.data.float()
+        judge = lesson(profile, tokenizer)
+        before = judge["held_out_loss"](trainer.model, few["test"].select(range(2)))
+        trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return dict(training=losses, base=before, rubric=[float(judge["has_form"](*told)) for told in RUBRIC])
+
+
+def material():
+    """(profile, rows): all rows of the FAQ."""
+    from utils import data, profiles
 
     profile = dataclasses.replace(profiles.get("cpu"), instruction_rows=(None, None))
     profiles.apply(profile)
-    rows = data.load_instructions(profile)
-    model, tokenizer = models.load_decoder(profile, quantization_config=models.four_bits())
-    lesson = dict(
-        profile=profile, tqdm=iter_plainly, tokenizer=tokenizer, re=re, np=np, torch=torch, data=data, training=training
-    )
-    exec(lesson_code(), lesson)
-    kept = dict(origin=record.origin(code()), rows={name: len(part) for name, part in rows.items()}, passes=[])
+    return profile, data.load_instructions(profile)
+
+
+def main() -> None:
+    import numpy as np
+    from transformers import TrainerCallback
+
+    from utils import data
+
+    profile, rows = material()
+    decides = values(profile, rows)
+    names = [f"after pass {passes}" for passes in range(PASSES + 1)]
+    kept = dict(origin=record.origin(decides, canary(profile, rows)), due=names)
+    kept |= dict(rows={name: len(part) for name, part in rows.items()}, passes=[])
 
     def judge(model, passes: int) -> None:
-        answers = lesson["answer"](model, rows["test"]["prompt"][:])
-        loss, words, pointer = lesson["held_out_loss"](model, rows["test"])
+        answers = told["answer"](model, rows["test"]["prompt"][:])
+        loss, words, pointer = told["held_out_loss"](model, rows["test"])
         wanted = [data.pointer(completion[0]["content"]) for completion in rows["test"]["completion"][:]]
         right = np.mean([data.pointer(text) == number for (text, _), number in zip(answers, wanted, strict=True)])
-        form = np.mean([lesson["has_form"](*told) for told in answers])
-        kept["passes"].append(dict(passes=passes, loss=loss, words=words, pointer=pointer, form=float(form)))
-        kept["passes"][-1]["right pointers"] = float(right)
+        form = np.mean([told["has_form"](*each) for each in answers])
+        run = dict(name=names[passes], passes=passes, loss=loss, words=words, pointer=pointer, form=float(form))
+        kept["passes"].append(run | {"right pointers": float(right)})
         print(kept["passes"][-1], flush=True)
 
     class AfterEachPass(TrainerCallback):
@@ -84,17 +135,9 @@ def main() -> None:
             model.train()
 
     with tempfile.TemporaryDirectory() as folder:
-        training.set_seed(0)
-        trainer = SFTTrainer(
-            model,
-            args=training.sft_arguments(profile, folder, num_train_epochs=PASSES, disable_tqdm=True),
-            train_dataset=rows["train"],
-            processing_class=tokenizer,
-            peft_config=LoraConfig(
-                task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear"
-            ),
-            callbacks=[AfterEachPass()],
-        )
+        trainer, tokenizer = build(profile, rows, folder, num_train_epochs=PASSES)
+        told = lesson(profile, tokenizer)
+        trainer.add_callback(AfterEachPass())
         with trainer.model.disable_adapter():
             judge(trainer.model, 0)
         trainer.train()

@@ -1,6 +1,6 @@
 """For every exercise: answers that its check must reject (two or more, besides the stub), and other answers that it must accept.
 
-tests/test_exercises.py puts each in place of the stub and runs the check.
+tests/exercised.py puts each in place of the stub and runs the check.
 """
 
 LABELS_FOR = "def labels_for(prompt_ids, answer_ids, length, pad_id):\n"

@@ -12,6 +12,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hypothesis import settings  # noqa: E402
 
+from utils import profiles  # noqa: E402
+
+profiles.wait_in_passing()  # before a test loads torch
+
 # The same examples every time, and no clock: a busy machine must not fail a property.
 settings.register_profile("course", derandomize=True, deadline=None)
 settings.load_profile("course")

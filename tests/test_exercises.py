@@ -1,24 +1,19 @@
-"""Exercises have teeth: each check rejects the stub and wrong answers, accepts the solution and other right ones.
+"""Exercises have teeth: exercised.py tries the stub, wrong and right answers, and nbmake runs what it writes; see there.
 
-Also: learner copies without solutions run to the end, and with the LoRA path sabotaged the training claims fail.
+Here: every exercise has answers to try, learner copies without solutions run to the end, and with the LoRA path sabotaged the
+training claims fail.
 """
 
 import copy
 import re
 
+import exercised
 import nbformat
 import pytest
 from answers import ANSWERS
+from exercised import LESSONS, exercises, tried
 
 from tools import handout, lessons
-
-LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in lessons.lessons()}
-
-
-def exercises(notebook):
-    """{id of the exercise cell: (its check cell, name of the check function)}"""
-    found = handout.exercises(notebook)
-    return {stub.id: (check, re.search(r"^def (\w+)\(", check.source, re.M)[1]) for _, stub, check, _ in found}
 
 
 def text_of(notebook) -> str:
@@ -28,30 +23,28 @@ def text_of(notebook) -> str:
 @pytest.mark.parametrize("name", LESSONS)
 def test_every_exercise_has_answers_to_try(name):
     assert set(ANSWERS[name]) == set(exercises(LESSONS[name]))
-    for tried in ANSWERS[name].values():
-        assert len(tried["wrong"]) >= 2 and tried["right"]
+    for each in ANSWERS[name].values():
+        assert len(each["wrong"]) >= 2 and each["right"]
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_checks_reject_wrong_and_accept_right_answers(name, tmp_path):
-    notebook, cells = copy.deepcopy(LESSONS[name]), []
-    checks = {check.id: (exercise, function) for exercise, (check, function) in exercises(notebook).items()}
-    for cell in notebook.cells:
-        cells.append(cell)
-        if cell.id in checks:
-            exercise, function = checks[cell.id]
-            tries = [("", False)]  # the stub
-            tries += [(answer, False) for answer in ANSWERS[name][exercise]["wrong"]]
-            tries += [(answer, True) for answer in ANSWERS[name][exercise]["right"]]
-            for answer, passes in tries:
-                proof = f"{answer}\n{function}()\nassert {function}.passed is {passes}, {(exercise, answer, passes)!r}"
-                cells.append(nbformat.v4.new_code_cell(proof))
-        if "solution" in lessons.tags(cell):
-            function = re.findall(r"^(\w+)\(\)$", cell.source, re.M)[-1]
-            cells.append(nbformat.v4.new_code_cell(f"assert {function}.passed is True"))
-    notebook.cells = cells
-    result = lessons.execute(notebook, "smoke", COURSE_BUILD=str(tmp_path))
-    assert not result.error, result.error
+def test_the_copy_in_which_answers_are_tried_is_the_lesson_and_more(name):
+    """`make test` runs these copies with nbmake and not the lessons themselves: all of a lesson is there, in order, and every answer."""
+    lesson, copied = LESSONS[name], tried(name, LESSONS[name])
+    ids = {cell.id for cell in lesson.cells}
+    assert [dict(cell) for cell in copied.cells if cell.id in ids] == [dict(cell) for cell in lesson.cells]
+    added = [cell.source for cell in copied.cells if cell.id not in ids]
+    answers = [answer for each in ANSWERS[name].values() for kind in ("wrong", "right") for answer in each[kind]]
+    assert len(added) == len(answers) + 2 * len(ANSWERS[name])  # the stub and the solution of each
+    assert all(re.search(r"^assert \w+\.passed is (True|False)\b", source, re.M) for source in added)
+    for answer in answers:
+        assert any(source.startswith(f"{answer}\n") for source in added)
+
+
+def test_all_lessons_are_written_for_nbmake(tmp_path):
+    (tmp_path / "of_a_lesson_that_is_gone.ipynb").write_text("{}")
+    exercised.main(tmp_path)
+    assert {file.stem[2:] for file in tmp_path.iterdir()} == set(LESSONS)
 
 
 @pytest.mark.parametrize("name", ["01_low_rank_maths", "02_lora_layer"])

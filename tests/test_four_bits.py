@@ -51,17 +51,17 @@ def test_stored_bytes_are_what_the_count_of_bits_says(encoder):
 
 def gradients(evaluate_first: bool):
     """Gradients of every lora_B after one step's loss, with or without an evaluation before."""
-    model, tokenizer = models.load_encoder_in_4_bits(SMOKE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model, tokenizer = models.load_encoder_in_4_bits(SMOKE, classifier_dropout=0.0)
     training.set_seed(0)
     config = LoraConfig("SEQ_CLS", r=4, lora_alpha=8, target_modules=["query", "value"], init_lora_weights=False)
     model = get_peft_model(model, config)
     if evaluate_first:
         training.predict(model, tokenizer, SENTENCES)
-        with training.autocast():
-            training.predict(model, tokenizer, SENTENCES)
     model.train()
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    model(**batch, labels=torch.tensor([1, 0])).loss.backward()
+    with training.autocast():
+        loss = model(**batch, labels=torch.tensor([1, 0])).loss
+    loss.backward()
     return {n: p.grad for n, p in model.named_parameters() if "lora_B" in n}
 
 

@@ -21,7 +21,7 @@ import pytest
 
 import utils
 from tools import lessons
-from utils import profiles
+from utils import models, profiles
 
 PROFILE = profiles.get("gpu")
 GLUE = re.search(r'"nyu-mll/glue", "sst2", revision="(\w+)"', (utils.ROOT / "utils" / "data.py").read_text())[1]
@@ -286,7 +286,7 @@ def test_sst2_comes_from_the_hub_s_id(encoder):
 
 def test_the_encoder_is_the_pinned_revision_s_with_a_new_head(encoder):
     assert encoder["kind"] == "RobertaForSequenceClassification" and encoder["same_body"]
-    assert (encoder["dtype"], encoder["attention"]) == ("torch.float32", "sdpa")
+    assert (encoder["dtype"], encoder["attention"]) == ("torch.float32", models.attention())
 
 
 def test_the_tokenizer_is_roberta_s(encoder):
@@ -403,7 +403,7 @@ def test_guanaco_s_rows_are_prompts_and_completions(decoder):
 
 def test_the_decoder_is_the_pinned_revision_s(decoder):
     assert decoder["kind"] == "LlamaForCausalLM" and decoder["same_weights"]
-    assert decoder["dtypes"] == [decoder["wanted_dtype"]] * 3 and decoder["attention"] == ["sdpa", "sdpa"]
+    assert decoder["dtypes"] == [decoder["wanted_dtype"]] * 3 and decoder["attention"] == [models.attention()] * 2
 
 
 def test_the_decoder_in_four_bits(decoder):

@@ -139,6 +139,7 @@ def test_rows_are_chat_messages(capsys):
 BROKEN = {
     "{": r"line 2 is not JSON",
     '["a"]': r"line 2 needs exactly the keys topic, question and answer",
+    '{"topic": "t", "topic": "u", "question": "q?", "answer": "A. (notebook 01)"}': r"line 2 is not JSON \(a key stands twice",
     '{"topic": "t", "question": "q?"}': r"line 2 needs exactly the keys .* it has \['topic', 'question'\]",
     '{"topic": "t", "question": " ", "answer": "A. (notebook 01)"}': r"line 2: question is ' '",
     '{"topic": "t", "question": 7, "answer": "A. (notebook 01)"}': r"line 2: question is 7",
@@ -156,6 +157,23 @@ def test_a_broken_row_is_named_by_its_line(tmp_path, line):
     with pytest.raises(ValueError, match=r"faq\.jsonl, " + BROKEN[line]):
         data.read_faq(file)
     assert file.read_text() == f"{good}\n{line}\n{good}\n"
+
+
+def test_lines_end_where_they_end(tmp_path):
+    """A line separator of Unicode inside a text, a byte order mark, Windows' line ends: all fine; another encoding is told."""
+    row = {"topic": "t", "question": "one\u2028two\x0cthree?", "answer": "Yes. (notebook 01)"}
+    file = tmp_path / "faq.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + 2 * (json.dumps(row, ensure_ascii=False) + "\r\n").encode())
+    assert data.read_faq(file) == [row, row]
+    file.write_bytes("{'q': 'é'}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"faq\.jsonl is not UTF-8 \(byte 8\); save it in that encoding"):
+        data.read_faq(file)
+
+
+def test_a_held_out_topic_must_exist(monkeypatch):
+    monkeypatch.setitem(data.HELD_OUT, "test", (*data.HELD_OUT["test"], "merger"))
+    with pytest.raises(ValueError, match="HELD_OUT names 'merger', which is no topic of the FAQ"):
+        data.load_instructions(profiles.get("smoke"))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +198,28 @@ def test_inst_text_becomes_messages_without_special_tokens():
     ]
 
 
-@pytest.mark.parametrize("text", ["", "  ", "plain text", "<s>[INST] no end", "<s>[/INST] a [INST] b"])
+def test_turns_need_not_begin_anew_and_a_system_text_may_stand_first():
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2"))
+    ]
+    for text in ("<s>[INST] q1 [/INST] a1</s>[INST] q2 [/INST] a2</s>", "[INST] q1 [/INST] a1 [INST] q2 [/INST] a2"):
+        assert data.parse_inst(text) == turns
+    told = data.parse_inst("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nq1 [/INST] a1 </s>")
+    assert told == [{"role": "system", "content": "Be brief."}, *turns[:2]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "  ", "plain text", "<s>[INST] no end", "<s>[/INST] a [INST] b", "[INST] q [/INST] a </s> more",
+     "before [INST] q [/INST] a", "[INST] q [/INST] a [INST]", "[INST] q [/INST] a [/INST] b", "[INST] [INST] q [/INST] a"],
+)  # fmt: skip
 def test_other_text_is_refused(text):
     with pytest.raises(ValueError, match=r"\[INST\] question \[/INST\] answer"):
+        data.parse_inst(text)
+
+
+@pytest.mark.parametrize("text", ["[INST] q [/INST]", "[INST]  [/INST] a", "[INST] <<SYS>> <</SYS>> q [/INST] a"])
+def test_an_empty_turn_is_refused(text):
+    with pytest.raises(ValueError, match="A turn has no text of its"):
         data.parse_inst(text)

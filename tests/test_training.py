@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from IPython import display as ipython
@@ -26,7 +27,7 @@ matplotlib.use("agg")
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     """No switch from outside; what a test sets is undone."""
-    for name in ("COURSE_PROFILE", "COURSE_STRICT", "COURSE_ENFORCE", "COURSE_BUILD"):
+    for name in ("COURSE_PROFILE", "COURSE_STRICT", "COURSE_ENFORCE", "COURSE_BUILD", "COURSE_PRECISION"):
         monkeypatch.setenv(name, "")
 
 
@@ -72,6 +73,45 @@ def test_start_applies_the_profile_and_says_so(monkeypatch, capsys):
     assert utils.start() is profiles.get("smoke")
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert capsys.readouterr().out == f"Profile smoke: {profiles.get().summary}.\n"
+
+
+def spin_count(code: str, **environment) -> str:
+    """What GNU's OpenMP runtime says of its waiting once `code` has run in a fresh process."""
+    clean = {name: text for name, text in os.environ.items() if name not in (*profiles.WAITING, "OMP_WAIT_POLICY")}
+    env = clean | dict(OMP_DISPLAY_ENV="VERBOSE", COURSE_PROFILE="smoke") | environment
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=utils.ROOT, check=True
+    )
+    return re.search(r"GOMP_SPINCOUNT = '(\w+)'", told.stderr)[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch brings another OpenMP runtime")
+def test_openmp_waits_in_passing_unless_the_reader_says_otherwise():
+    begin = "import utils; utils.start(); import torch"
+    assert spin_count(begin) == profiles.WAITING["GOMP_SPINCOUNT"] == "1000"
+    assert spin_count("import benchmarks.lora_layer") == "1000"
+    assert spin_count("import torch") not in ("1000", "0")
+    assert spin_count(begin, GOMP_SPINCOUNT="77") == "77"
+    assert spin_count(begin, OMP_WAIT_POLICY="ACTIVE") not in ("1000", "0")
+
+
+def test_start_says_when_it_comes_after_torch(monkeypatch, capsys):
+    for name in (*profiles.WAITING, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    utils.start()
+    assert "torch was loaded before utils.start()" in capsys.readouterr().out
+    utils.start()  # the setting stands now, for what is started from here
+    assert "torch was loaded" not in capsys.readouterr().out
+
+
+def test_precision_can_be_forced(monkeypatch):
+    monkeypatch.setenv("COURSE_PRECISION", "fp32")
+    assert training.compute_dtype() == torch.float32
+    monkeypatch.setenv("COURSE_PRECISION", "bf16")
+    assert training.compute_dtype() == torch.bfloat16
+    monkeypatch.setenv("COURSE_PRECISION", "half")
+    with pytest.raises(ValueError, match="COURSE_PRECISION is 'half'; set it to fp32 or bf16"):
+        training.precision()
 
 
 def test_build_folder_can_be_moved(monkeypatch, tmp_path):
@@ -383,7 +423,80 @@ def test_the_encoder_is_whole_and_its_head_follows_the_seed():
     assert all(torch.equal(tensor, body[1][name]) for name, tensor in body[0].items())
 
 
-def test_predict_keeps_the_order_whatever_the_batches():
+def encoder_with_lora(**options):
+    model, tokenizer = models.load_encoder(profiles.get("smoke"), frozen=True, **options)
+    return get_peft_model(model, LoraConfig("SEQ_CLS", r=4, lora_alpha=8, target_modules=["query", "value"])), tokenizer
+
+
+def test_a_lean_base_is_in_the_precision_of_products_without_dropout_and_what_learns_is_not():
+    plain, _ = models.load_encoder(profiles.get("smoke"))
+    model, _ = encoder_with_lora()
+    body, head = model.base_model.model.roberta, model.base_model.model.classifier
+    for name, p in model.named_parameters():
+        wanted = torch.float32 if "lora_" in name or "classifier" in name else training.compute_dtype()
+        assert p.dtype == wanted, name
+        assert p.requires_grad == ("lora_" in name or "modules_to_save" in name), name
+    assert {m.p for m in body.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    assert head.modules_to_save["default"].dropout.p == plain.classifier.dropout.p == 0.1
+    assert model.config.to_dict() == plain.config.to_dict()
+    assert model.config.hidden_dropout_prob == model.config.attention_probs_dropout_prob == 0.1
+
+
+def test_the_papers_recipe_is_left_alone():
+    import dataclasses
+
+    full = dataclasses.replace(profiles.get("smoke"), lean_base=False)
+    assert profiles.get("gpu").lean_base is False
+    model, _ = models.load_encoder(full, frozen=True)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == [
+        n for n, _ in model.named_parameters() if "classifier" in n
+    ]
+
+
+def test_a_lean_base_leaves_no_trace_in_what_is_saved(tmp_path):
+    """Saved and loaded again, dropout and weights are a pretrained model's; merged, the answers are those of full precision."""
+    profile = profiles.get("smoke")
+    model, tokenizer = encoder_with_lora()
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
+    folder = models.save_adapter(model, tmp_path / "adapter", profile.encoder)
+    merged = models.merged_encoder(profile, folder)
+    merged.save_pretrained(tmp_path / "merged")
+    again = type(merged).from_pretrained(tmp_path / "merged")
+    assert again.config.hidden_dropout_prob == 0.1 and {p.dtype for p in again.parameters()} == {torch.float32}
+    assert {m.p for m in again.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    whole = models.load_adapter(models.load_encoder(profile)[0], folder, profile.encoder)
+    told = [logits(m, tokenizer) for m in (whole, merged, again.eval())]
+    assert np.abs(told[0] - told[1]).max() < 1e-4 and np.abs(told[1] - told[2]).max() < 1e-5
+    wanted = training.predict(model, tokenizer, SENTENCES)  # on the lean base: near, and not the same
+    assert 0 < np.abs(training.predict(merged, tokenizer, SENTENCES) - wanted).max() < 0.02
+
+
+def test_a_frozen_lean_base_learns_as_the_heavy_one_does():
+    """One step without dropout: gradients of the adapters agree with fp32 and fused attention to the rounding of 16 bits."""
+    import dataclasses
+
+    found = []
+    for lean in (True, False):
+        profile = dataclasses.replace(profiles.get("smoke"), lean_base=lean)
+        options = {} if lean else dict(attn_implementation="sdpa")
+        model, tokenizer = models.load_encoder(profile, frozen=True, **options)
+        training.set_seed(0)
+        config = LoraConfig("SEQ_CLS", r=4, lora_alpha=8, target_modules=["query", "value"], init_lora_weights=False)
+        model = get_peft_model(model, config).eval()
+        batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+        with training.autocast():
+            loss = model(**batch, labels=torch.tensor([0, 1, 0, 1])).loss
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "lora_" in n]))
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.99
+
+
+def test_predict_keeps_the_order_whatever_the_batches(monkeypatch):
+    monkeypatch.setenv("COURSE_PRECISION", "fp32")
     model, tokenizer = adapted(seed=1)
     one_by_one = np.concatenate([training.predict(model, tokenizer, [s]) for s in SENTENCES])
     together = training.predict(model.train(), tokenizer, SENTENCES, batch_size=3)
@@ -392,6 +505,18 @@ def test_predict_keeps_the_order_whatever_the_batches():
     assert together.shape == (4, 2) and np.ptp(together[:, 0]) > 0.001  # sentences that do differ
     with pytest.raises(ValueError, match="at least one"):
         training.predict(model, tokenizer, [])
+    table = pd.Series(SENTENCES, index=[30, 10, 20, 0])  # an index that is not 0, 1, 2, 3: by position all the same
+    for given in (tuple(SENTENCES), np.array(SENTENCES), table):
+        np.testing.assert_array_equal(
+            training.predict(model, tokenizer, given), training.predict(model, tokenizer, SENTENCES)
+        )
+    for given, told in (
+        ("a text", "sentences is a str"),
+        ([*SENTENCES, None], "row 5 is None"),
+        (7, "sentences is a int"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            training.predict(model, tokenizer, given)
 
 
 def test_the_decoder_can_learn_to_stop():

@@ -13,6 +13,10 @@ def start(seed=0):
     from utils import profiles
 
     profile = profiles.get()
+    if not profiles.wait_in_passing():
+        print(
+            "torch was loaded before utils.start(): beside other busy programs training may crawl. Restart the kernel to mend it."
+        )
     profiles.apply(profile, seed)
     print(f"Profile {profile.name}: {profile.summary}.")
     return profile

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import unicodedata
+from numbers import Integral
 from pathlib import Path
 
 from utils import ROOT
@@ -85,19 +87,30 @@ def load_domain(domain: str):
 def split(sentences, labels, validation: float = 0.08, test: float = 0.21):
     """Split rows by a hash of their text, so that a sentence stays where it is whatever else is added.
 
-    Rows that differ only in case, spaces and punctuation fall on the same side, and only the first is kept.
+    sentences: any sequence of str. labels: as many, all str (classes in alphabetical order) or all whole numbers from 0.
+    Rows with the same `normalise` key fall on the same side, and only the first is kept; how many contradict it is printed.
     `EXAMPLES` and every sentence that contains one go to the test split. Rows come in the order of their hash,
     so the first n of a split are a fair sample. Returns a DatasetDict with columns `sentence` and `label`.
+    TypeError, ValueError for anything else; they name the row, counted from 1.
     """
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-    if len(sentences) != len(labels):
+    sentences = texts(sentences, "sentences")
+    codes, classes = _classes(labels)
+    if len(sentences) != len(codes):
         raise ValueError(
-            f"{len(sentences)} sentences but {len(labels)} labels were given; each sentence needs one label."
+            f"{len(sentences)} sentences but {len(codes)} labels were given; each sentence needs one label."
         )
-    rows = {}
-    for sentence, label in zip(sentences, labels, strict=True):
-        rows.setdefault(normalise(sentence), (sentence, label))
+    rows, contradicting = {}, []
+    for sentence, label in zip(sentences, codes, strict=True):
+        first = rows.setdefault(normalise(sentence), (sentence, label))
+        if first[1] != label:
+            contradicting.append(f"{first[0]!r} is {classes[first[1]]} and {classes[label]}")
+    if contradicting:
+        print(
+            f"{len(contradicting):,} rows repeat a sentence with another label; the first label was kept. "
+            f"For example {'; '.join(contradicting[:3])}."
+        )
     kept_apart = [normalise(text) for text, _ in EXAMPLES]
     parts = {"train": [], "validation": [], "test": []}
     for key, row in rows.items():
@@ -107,8 +120,7 @@ def split(sentences, labels, validation: float = 0.08, test: float = 0.21):
         else:
             name = "validation" if place < test + validation else "train"
         parts[name].append((place, *row))
-    classes = LABELS if set(labels) <= {0, 1} else sorted({str(label) for label in labels})
-    features = Features({"sentence": Value("string"), "label": ClassLabel(names=list(classes))})
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=classes)})
     return DatasetDict(
         {
             name: Dataset.from_dict({"sentence": [r[1] for r in part], "label": [r[2] for r in part]}, features)
@@ -117,9 +129,57 @@ def split(sentences, labels, validation: float = 0.08, test: float = 0.21):
     )
 
 
+def _classes(labels) -> tuple[list[int], list[str]]:
+    """(code of each row, names of the classes) of labels that are all words, or all whole numbers from 0."""
+    labels = list(labels)
+    for row, label in enumerate(labels, start=1):
+        if not isinstance(label, (str, Integral)) or isinstance(label, bool) or not str(label).strip():
+            raise ValueError(f"Row {row} has the label {label!r}; a label is a word, or a whole number from 0.")
+    words = [label for label in labels if isinstance(label, str)]
+    if words and len(words) < len(labels):
+        raise ValueError("Some labels are words and some are numbers; use one kind.")
+    if words:
+        names = sorted(set(words))
+        return [names.index(label) for label in labels], names
+    codes = [int(label) for label in labels]
+    if codes and min(codes) < 0:
+        raise ValueError(f"Row {codes.index(min(codes)) + 1} has the label {min(codes)}; numbers count classes from 0.")
+    known = max(codes, default=0) + 1
+    return codes, list(LABELS) if known <= len(LABELS) else [str(code) for code in range(known)]
+
+
+def texts(given, what: str = "texts") -> list[str]:
+    """Any sequence of str (a list, a tuple, a column of a table, an array) as a list, in its own order.
+
+    TypeError for a single str, whose letters would count as texts, and for an item that is no str; `what` names them.
+    """
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__len__") or isinstance(given, (dict, set, frozenset)):
+        raise TypeError(f"{what} is a {type(given).__name__}; pass a list of texts, such as ['a fine film', 'dull'].")
+    found = list(given)  # a pandas Series by its order, whatever its index says
+    for row, text in enumerate(found, start=1):
+        if not isinstance(text, str):
+            raise TypeError(f"{what}: row {row} is {text!r}, a {type(text).__name__}, and not a text; read it as text.")
+    return found
+
+
+# What tells two texts apart beside letters and digits: a decimal point, a minus sign, a smiley.
+_PARTS = re.compile(r"(?P<sign>[:;=]-?[()\[\]]|(?<=\d)\.(?=\d)|(?<!\S)[-−](?=\d)|[#%&@])|.", re.DOTALL)
+
+
 def normalise(text: str) -> str:
-    """What makes two sentences the same: their letters and digits, in lower case."""
-    return re.sub(r"[^a-z0-9]", "", text.lower())
+    """What makes two texts the same, in any script: letters, digits and signs that carry meaning, case and width levelled.
+
+    "It's dull." is "its DULL", but 👍 is not 👎, C++ is not C# and 1.5 is not 15. A text of punctuation alone stays what it is.
+    """
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    kept = [part[0] for part in _PARTS.finditer(text) if part["sign"] or _means(part[0])]
+    return "".join(kept) or "".join(text.split())
+
+
+def _means(character: str) -> bool:
+    """Whether it counts: a letter, a mark on one, a number or a symbol; not what only chooses the form of an emoji."""
+    kind = unicodedata.category(character)
+    return kind[0] in "LN" or kind in ("Sm", "Sc", "So") or (kind[0] == "M" and not "\ufe00" <= character <= "\ufe0f")
 
 
 def _sst2():
@@ -149,6 +209,9 @@ def load_instructions(profile, verbose: bool = True):
         rows, told = _guanaco(), "guanaco-llama2-1k (after OpenAssistant, Köpf et al. 2023)"
     else:
         rows, told = [(row["topic"], chat(row)) for row in read_faq()], "The course's FAQ"
+        held = {topic for topics in HELD_OUT.values() for topic in topics}
+        if lost := sorted(held - {topic for topic, _ in rows}):
+            raise ValueError(f"HELD_OUT names {lost[0]!r}, which is no topic of the FAQ; correct the name.")
     parts = {"train": [], "validation": [], "test": []}
     for topic, messages in rows:
         key = hashlib.sha256(messages[0]["content"].encode()).hexdigest()
@@ -166,11 +229,15 @@ def load_instructions(profile, verbose: bool = True):
 
 def read_faq(file=FAQ) -> list[dict]:
     """The FAQ's rows: dicts of topic, question and answer. ValueError names the line that is malformed."""
-    rows = []
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"{Path(file).name}, line {number}"
+    name, rows = Path(file).name, []
+    try:
+        lines = Path(file).read_bytes().decode("utf-8-sig").split("\n")  # U+2028 may stand inside a line of JSON
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 (byte {error.start + 1}); save it in that encoding.") from None
+    for number, line in enumerate(lines[: -1 if lines[-1] == "" else None], start=1):
+        where = f"{name}, line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except ValueError as error:
             raise ValueError(f"{where} is not JSON ({error}); write one object a line.") from None
         if not isinstance(row, dict) or set(row) != {"topic", "question", "answer"}:
@@ -185,6 +252,14 @@ def read_faq(file=FAQ) -> list[dict]:
     return rows
 
 
+def _once(pairs: list) -> dict:
+    """The object that JSON's pairs make; ValueError if a key stands twice, of which json would keep the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"a key stands twice among {[key for key, _ in pairs]}")
+    return row
+
+
 def chat(row: dict) -> list[dict]:
     """A row of the FAQ as chat messages."""
     return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
@@ -196,19 +271,39 @@ def pointer(answer: str) -> int | None:
     return int(found[1]) if found else None
 
 
+_TURN = re.compile(
+    r"\s*(?:<s>)?\s*\[INST\](?P<system>\s*<<SYS>>(?P<told>.*?)<</SYS>>)?(?P<question>(?:(?!\[/?INST\]|</?s>|<</?SYS>>).)*)"
+    r"\[/INST\](?P<answer>(?:(?!\[/?INST\]|</?s>|<</?SYS>>).)*)(?:</s>)?",
+    re.DOTALL,
+)
+
+
 def parse_inst(text: str) -> list[dict]:
     """Llama 2's `<s>[INST] question [/INST] answer </s>…` as chat messages, without the special tokens.
 
-    The chat template writes them anew: left in the text, the first token would be there twice. ValueError if it is not of that form.
+    The chat template writes them anew: left in the text, the first token would be there twice. A system text stands in
+    `<<SYS>>` before the first question. ValueError if the text is not of that form from its first letter to its last.
     """
-    messages = []
-    for turn in filter(str.strip, text.replace("</s>", "").split("<s>")):
-        found = re.fullmatch(r"\s*\[INST\](.*?)\[/INST\](.*)", turn, re.DOTALL)
+    messages, place = [], 0
+    while text[place:].strip():
+        found = _TURN.match(text, place)
         if not found:
             raise ValueError(
-                f"A turn must read '[INST] question [/INST] answer'; this one begins {turn.strip()[:40]!r}."
+                f"A turn must read '[INST] question [/INST] answer'; this one begins {text[place:].strip()[:40]!r}."
             )
-        messages += [{"role": "user", "content": found[1].strip()}, {"role": "assistant", "content": found[2].strip()}]
+        if found["system"]:
+            if messages:
+                raise ValueError(
+                    "A system text (<<SYS>>) stands in a later turn; it belongs before the first question."
+                )
+            messages.append({"role": "system", "content": found["told"].strip()})
+        messages += [
+            {"role": "user", "content": found["question"].strip()},
+            {"role": "assistant", "content": found["answer"].strip()},
+        ]
+        place = found.end()
+    if empty := [message["role"] for message in messages if not message["content"]]:
+        raise ValueError(f"A turn has no text of its {empty[0]}; '[INST] question [/INST] answer' needs both.")
     if not messages:
         raise ValueError("The text holds no turn; '<s>[INST] question [/INST] answer </s>' is expected.")
     return messages
@@ -218,4 +313,12 @@ def _guanaco():
     """(topic, messages) of each conversation; it has no topics."""
     from datasets import load_dataset
 
-    return [("", parse_inst(row["text"])) for row in load_dataset("mlabonne/guanaco-llama2-1k", split="train")]
+    rows, odd = [], []
+    for row in load_dataset("mlabonne/guanaco-llama2-1k", split="train"):
+        try:
+            rows.append(("", parse_inst(row["text"])))
+        except ValueError as error:
+            odd.append(str(error))
+    if odd:
+        print(f"{len(odd)} conversations are not of the expected form and were left out; the first: {odd[0]}")
+    return rows

@@ -29,10 +29,10 @@ class LoRALinear(nn.Module):
         self.base_layer = base_layer.requires_grad_(False)
         self.r, self.alpha = r, alpha
         self.scaling = alpha / math.sqrt(r) if use_rslora else alpha / r
-        # A quantised base has integer weights; its adapter then works in fp32.
+        # A and B learn in small steps, which 16 bits would round away: at least fp32, whatever the base is kept in.
         kind = dict(device=base_layer.weight.device, dtype=torch.float32)
         if base_layer.weight.is_floating_point():
-            kind["dtype"] = base_layer.weight.dtype
+            kind["dtype"] = torch.promote_types(base_layer.weight.dtype, torch.float32)
         self.lora_A = nn.Parameter(torch.empty(r, base_layer.in_features, **kind))
         self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, r, **kind))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))

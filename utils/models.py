@@ -17,10 +17,12 @@ LLAMA2 = (
 )
 
 
-def load_encoder(profile, num_labels: int = 2, seed: int = 0, **config):
+def load_encoder(profile, num_labels: int = 2, seed: int = 0, frozen: bool = False, **config):
     """(model, tokenizer): the profile's RoBERTa with a new, random classification head of `num_labels` outputs.
 
     The head is drawn with `seed`, so two calls give equal models. `config` reaches the model's configuration (id2label …).
+    frozen: the body will not learn (LoRA, or the head alone), so its gradients are off and, where the profile says so, it is
+    lean (`lean`). Leave it out for full fine-tuning, and for merging, which needs the weights in full precision.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -28,16 +30,48 @@ def load_encoder(profile, num_labels: int = 2, seed: int = 0, **config):
     source, revision = _source(profile, "encoder")
     torch.manual_seed(seed)
     # The body is loaded in fp32: mixed precision autocasts the work, and the small updates need fp32 to add up in.
+    config = dict(dtype=torch.float32, attn_implementation=attention()) | config
     model = AutoModelForSequenceClassification.from_pretrained(
-        source, revision=revision, num_labels=num_labels, dtype=torch.float32, **config
+        source, revision=revision, num_labels=num_labels, **config
     )
+    if frozen:
+        model.base_model.requires_grad_(False)
+        lean(model.base_model, profile)
     return model.eval(), AutoTokenizer.from_pretrained(source, revision=revision)
 
 
+def lean(body, profile):
+    """`body`, of which what is frozen is made quick to train on top of: weights in the precision that this hardware computes in,
+    and no dropout, whose random numbers cost a quarter of a step. Unchanged where the profile keeps the paper's recipe.
+
+    Only the modules change; the configuration, and so what is saved, keeps the dropout of the pretrained model.
+    """
+    from torch import nn
+
+    from utils import training
+
+    if not profile.lean_base:
+        return body
+    for name, module in body.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_" not in name:
+            module.p = 0.0
+    for name, parameter in body.named_parameters():  # one by one: a model in four bits refuses to be cast as a whole
+        if parameter.is_floating_point() and not parameter.requires_grad and "lora_" not in name:
+            parameter.data = parameter.data.to(training.compute_dtype())
+    return body
+
+
+def attention() -> str:
+    """The attention that trains fastest here: on a CPU step by step, for PyTorch's fused one has a slow backward pass there."""
+    import torch
+
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
 def load_encoder_in_4_bits(profile, num_labels: int = 2, seed: int = 0, **config):
-    """As `load_encoder`, with the linear layers of the blocks in NF4; embeddings and the new head keep their precision."""
+    """As `load_encoder` frozen, with the linear layers of the blocks in NF4; the new head keeps its precision."""
     config.setdefault("quantization_config", four_bits(skip=["classifier"]))
-    model, tokenizer = load_encoder(profile, num_labels, seed, **config)
+    model, tokenizer = load_encoder(profile, num_labels, seed, frozen=True, **config)
     return _stay_trainable(model), tokenizer
 
 
@@ -53,7 +87,7 @@ def load_decoder(profile, **options):
     from utils import training
 
     source, revision = _source(profile, "decoder")
-    options = dict(dtype=training.compute_dtype(), attn_implementation="sdpa") | options
+    options = dict(dtype=training.compute_dtype(), attn_implementation=attention()) | options
     if torch.cuda.is_available():
         options.setdefault("device_map", {"": 0})
     model = AutoModelForCausalLM.from_pretrained(source, revision=revision, **options)
@@ -111,6 +145,15 @@ def stored_bytes(parameter) -> int:
         return parameter.nbytes
     constants = [state.absmax] + ([state.state2.absmax, state.offset] if state.nested else [])
     return parameter.nbytes + sum(tensor.nbytes for tensor in constants)
+
+
+def merged_encoder(profile, folder, num_labels: int = 2, **config):
+    """The profile's encoder with the adapter in `folder` merged into its weights, in fp32 and with its own configuration.
+
+    Merging into the 16 bits of a lean base would round the update away; here both are added in full precision.
+    """
+    model, _ = load_encoder(profile, num_labels, **config)
+    return load_adapter(model, folder, profile.encoder).merge_and_unload().eval()
 
 
 def save_adapter(model, folder, base: str) -> Path:

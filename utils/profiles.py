@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ class Profile:
     encoder_revision: str | None
     decoder: str
     decoder_revision: str | None
+    lean_base: (
+        bool  # a base that does not learn: in the precision of products, no dropout (the paper's recipe keeps both)
+    )
     sentiment: str  # "movies" (local) or "sst2" (hub)
     train_rows: int | None
     eval_rows: int | None
@@ -48,6 +52,7 @@ _LOCAL = dict(
     encoder_revision=None,
     decoder="smollm2-llama",
     decoder_revision=None,
+    lean_base=True,
     sentiment="movies",
     batch_size=32,
     max_length=128,
@@ -91,6 +96,7 @@ PROFILES = {
             encoder_revision="e2da8e2f811d1448a5b465c236feacd80ffbac7b",
             decoder="NousResearch/Llama-2-7b-chat-hf",
             decoder_revision="351844e75ed0bcbbe3f10671b3c808d2b83894ee",
+            lean_base=False,
             sentiment="sst2",
             train_rows=None,
             eval_rows=None,
@@ -119,6 +125,25 @@ def get(name: str | None = None) -> Profile:
             "Set COURSE_PROFILE to one of these, or leave it unset for 'cpu'."
         )
     return PROFILES[name]
+
+
+# How long a thread that has nothing to do spins before it sleeps. At a barrier it waits for its partner; when another program
+# has the partner's core, spinning takes the processor from whom it waits for: a step of lesson 04 then takes many times as long
+# (benchmarks/busy.py). A thousand turns are some microseconds, long enough for the next small product on a quiet machine.
+# GOMP_: GNU's runtime, which PyTorch brings on Linux. KMP_: LLVM's on macOS and Intel's on Windows, in milliseconds; not tried
+# here, after their documentation (the default is 200).
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+
+
+def wait_in_passing() -> bool:
+    """Let OpenMP's threads sleep soon when they wait; False if torch is loaded already, which reads this only once.
+
+    If the environment says anything about waiting, it is left as it is.
+    """
+    if any(name in os.environ for name in (*WAITING, "OMP_WAIT_POLICY")):
+        return True
+    os.environ.update(WAITING)
+    return "torch" not in sys.modules
 
 
 def apply(profile: Profile, seed: int = 0) -> None:

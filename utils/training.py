@@ -1,6 +1,7 @@
 """Seeds, precision, metrics and meters that several lessons use."""
 
 import gc
+import os
 import threading
 import time
 
@@ -15,10 +16,16 @@ def set_seed(seed: int) -> None:
 def precision() -> dict:
     """The mixed-precision switches of TrainingArguments that this machine's hardware runs fast.
 
-    bf16 on a GPU or CPU that computes in it, fp16 on older GPUs, nothing (fp32) on other CPUs.
+    bf16 on a GPU or CPU that computes in it, fp16 on older GPUs, nothing (fp32) on other CPUs. COURSE_PRECISION (fp32 or
+    bf16) overrides that, for measurements; ValueError if it is anything else.
     """
     import torch
 
+    forced = os.environ.get("COURSE_PRECISION", "")
+    if forced not in ("", "fp32", "bf16"):
+        raise ValueError(f"COURSE_PRECISION is {forced!r}; set it to fp32 or bf16, or leave it unset.")
+    if forced:
+        return {"bf16": forced == "bf16"} | ({} if torch.cuda.is_available() else {"use_cpu": True})
     if torch.cuda.is_available():
         return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {"fp16": True}
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 cannot tell yet
@@ -125,16 +132,22 @@ def accuracy(prediction) -> dict:
 
 
 def predict(model, tokenizer, sentences, batch_size: int = 64, max_length: int = 128):
-    """Class probabilities, an array (len(sentences), num_labels), in the order of `sentences`."""
+    """Class probabilities, an array (len(sentences), num_labels), in the order of `sentences`, any sequence of str.
+
+    Computed in the precision of training, in which a lean base can be mixed with the fp32 of what learns.
+    """
     import numpy as np
     import torch
 
-    if len(sentences) == 0:
+    from utils import data
+
+    sentences = data.texts(sentences, "sentences")
+    if not sentences:
         raise ValueError("No sentence was given; pass a list of at least one string.")
     model.eval()
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))  # like lengths together: less padding
     rows = [None] * len(sentences)
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast():
         for start in range(0, len(order), batch_size):
             ids = order[start : start + batch_size]
             batch = tokenizer(
