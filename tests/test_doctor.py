@@ -156,6 +156,15 @@ def test_little_memory(monkeypatch, free, status):
     assert status == "ok" or "close other programs" in row.remedy
 
 
+def test_every_page_tells_the_same_memory():
+    wanted = f"about {doctor.MEMORY_GB} GB"
+    for page in ("README.md", "docs/teaching.md", "docs/troubleshooting.md", "notebooks/06_llama2_qlora_sft.ipynb"):
+        told = re.findall(
+            r"about \d+ GB(?= (?:of memory )?free|\. Shut down)", (ROOT / page).read_text(encoding="utf-8")
+        )
+        assert told == [wanted], page
+
+
 def test_unknown_profile(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "laptop")
     row = the("profile")
