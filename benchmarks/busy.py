@@ -20,8 +20,13 @@ SETTINGS = {  # before torch loads
     "as it comes": {},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "KMP_BLOCKTIME=0": {"KMP_BLOCKTIME": "0"},  # what the course sets where the runtime is LLVM's or Intel's
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
+if sys.platform == "linux":  # PyTorch brings GNU's runtime, which does not read it
+    del SETTINGS["KMP_BLOCKTIME=0"]
+else:
+    SETTINGS = {name: setting for name, setting in SETTINGS.items() if "GOMP" not in name}
 BUSY = (0, 1, 2)  # processes beside
 STEPS, WARM_UP, LIMIT = 24, 4, 20  # steps in a process; not counted; seconds after which it stops early
 ROWS, TOKENS = 32, 28  # a batch of lesson 04, of which half have fewer tokens

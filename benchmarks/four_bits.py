@@ -24,6 +24,7 @@ def build(profile, seed: int):
     return get_peft_model(model, LoraConfig("SEQ_CLS", r=r, lora_alpha=2 * r, target_modules=targets)), tokenizer
 
 
+@record.fp32()  # or the configurations would tell the processor's precision
 def values(profile, splits, learning_rate: float) -> dict:
     """What decides these runs."""
     from utils import models

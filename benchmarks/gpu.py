@@ -1,4 +1,4 @@
-"""Is the course ready for a GPU? What it claims for a CPU, tried on one card: at most eight minutes, and nothing is fetched.
+"""Is the course ready for a GPU? What it claims for a CPU, tried on one card in about eight minutes; nothing is fetched.
 
     python -m benchmarks.gpu            # on a machine with a GPU
     python -m benchmarks.gpu --small    # proves the script, on a CPU too: small shapes, nothing is written
@@ -569,28 +569,7 @@ def holds(contestant, ready, inputs: dict, device: str) -> dict:
         raise ArithmeticError(f"The loss is {loss}.")
     free()
     rest = memory.at_rest(contestant.model, contestant.optimiser)  # its own: the other model is on the card too
-    return dict(loss=round(loss, 4), rest=rest, peak=rest + at_work(lambda: contestant.step(inputs), device))
-
-
-def at_work(step, device: str) -> int:
-    """Bytes that a step holds at its peak, above what is held before it: the allocator's, or the profiler's on a CPU."""
-    import torch
-
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - held
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()  # negative when released
-        peak = max(peak, held)
-    return peak
+    return dict(loss=round(loss, 4), rest=rest, peak=rest + memory.at_work(lambda: contestant.step(inputs), device))
 
 
 def predict(config: dict, recipe: dict, checkpointing: bool, batch: int, seq: int, device: str) -> int:
@@ -714,8 +693,14 @@ def main(arguments=None) -> int:
     if device == "cpu":
         print("No GPU is at hand; `python -m benchmarks.gpu --small` proves the script on a CPU.", file=sys.stderr)
         return 2
-    table(run(FULL, device, Clock(), keep=lambda kept: record.write("gpu", kept)))
-    return 0
+    kept = run(FULL, device, Clock(), keep=lambda kept: record.write("gpu", kept))
+    table(kept)
+    wrong = [
+        each["name"] for each in kept["runs"] if "error" in each or each.get("no_ties") or each.get("constants_no_ties")
+    ]
+    if wrong := [*wrong, *(name for name in record.missing(kept) if name not in wrong)]:
+        print(f"Failed, not run, or with codes that differ: {', '.join(wrong)}.", file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -225,14 +225,21 @@ def _measure(build, encoder: bool, batch: int, seq: int, options: dict) -> dict:
         optimiser.step()
 
     step()
+    rest = torch.cuda.memory_allocated() if device == "cuda" else at_rest(model, optimiser)
+    return dict(device=device, rest=rest, peak=rest + at_work(step, device))
+
+
+def at_work(step, device: str) -> int:
+    """Bytes that a step holds at its peak, above what is held before it: the allocator's, or the profiler's on a CPU."""
+    import torch
+
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        rest = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         step()
         torch.cuda.synchronize()
-        return dict(device=device, rest=rest, peak=torch.cuda.max_memory_allocated())
-    rest = at_rest(model, optimiser)
+        return torch.cuda.max_memory_allocated() - held
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -240,7 +247,7 @@ def _measure(build, encoder: bool, batch: int, seq: int, options: dict) -> dict:
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()  # negative when released
         peak = max(peak, held)
-    return dict(device=device, rest=rest, peak=rest + peak)
+    return peak
 
 
 def at_rest(model, optimiser) -> int:

@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,6 +57,8 @@ _ELSEWHERE = {
     "bf16",
     "fp16",
     "_name_or_path",
+    "base_model_name_or_path",
+    "activation_checkpointing",
     "transformers_version",
 }
 
@@ -69,18 +72,22 @@ def arguments(options) -> dict:
 def origin(values: dict, canary: dict | None = None, precision: str = "") -> dict:
     """What a record says of itself: versions, kind of machine (never its name), date, precision (of training, if none is given);
     hashes of what decides; canary."""
-    from utils import training
-
     packages = ("torch", "transformers", "peft", "numpy")
     return dict(
         date=datetime.date.today().isoformat(),
         machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        precision=precision or str(training.compute_dtype()).removeprefix("torch."),
+        precision=precision or _precision(),
         python=platform.python_version(),
         versions={name: version(name).split("+")[0] for name in packages},
         values={name: digest(value) for name, value in values.items()},
         canary={name: [round(loss, 6) for loss in losses] for name, losses in (canary or {}).items()},
     )
+
+
+def _precision() -> str:
+    from utils import training
+
+    return str(training.compute_dtype()).removeprefix("torch.")
 
 
 def changed(kept: dict, values: dict) -> list[str]:
@@ -96,22 +103,19 @@ def strayed(kept: dict, canary: dict) -> list[str]:
         name
         for name in told.keys() | canary.keys()
         if len(told.get(name, ())) != len(canary.get(name, ()))
-        or any(abs(x - y) > CANARY_TOLERANCE for x, y in zip(told[name], canary[name], strict=True))
+        or not all(abs(x - y) <= CANARY_TOLERANCE for x, y in zip(told[name], canary[name], strict=True))  # NaN strays
     )
 
 
-class fp32:
-    """`with fp32():` all training is in fp32, in which a canary gives the same losses on every processor."""
-
-    def __enter__(self):
-        self._before = os.environ.get("COURSE_PRECISION")
-        os.environ["COURSE_PRECISION"] = "fp32"
-
-    def __exit__(self, *_):
-        if self._before is None:
-            del os.environ["COURSE_PRECISION"]
-        else:
-            os.environ["COURSE_PRECISION"] = self._before
+@contextmanager
+def fp32():
+    """`with fp32():` all training is in fp32, in which a canary gives the same losses on every processor; a decorator too."""
+    before = os.environ.get("COURSE_PRECISION", "")
+    os.environ["COURSE_PRECISION"] = "fp32"
+    try:
+        yield
+    finally:
+        os.environ["COURSE_PRECISION"] = before
 
 
 def resume(name: str, values: dict) -> dict:
@@ -119,7 +123,10 @@ def resume(name: str, values: dict) -> dict:
     for file in (RESULTS / UNFINISHED / f"{name}.json", RESULTS / f"{name}.json"):
         if file.exists():
             kept = json.loads(file.read_text())
-            if not (parts := changed(kept, values)):
+            parts = changed(kept, values)
+            if kept["origin"]["precision"] != _precision():
+                parts.append("precision")
+            if not parts:
                 return kept
             print(f"{file.relative_to(RESULTS)}: {', '.join(parts)} changed since.", flush=True)
     return {}
@@ -128,7 +135,7 @@ def resume(name: str, values: dict) -> dict:
 def held(kept: dict) -> set[str]:
     """The names of the runs that a record holds."""
     groups = [group for group in kept.values() if isinstance(group, list)]
-    return {run["name"] for group in groups for run in group if isinstance(run, dict)}
+    return {run["name"] for group in groups for run in group if isinstance(run, dict) and "error" not in run}
 
 
 def missing(kept: dict) -> list[str]:
@@ -162,17 +169,17 @@ _recomputed = set()
 
 
 def _recompute(name: str, file: Path) -> None:
-    """Run the script NAME from the start, in a process of its own; the old record stays if it fails."""
+    """Run the script NAME in a process of its own, from where it stopped; the old record stays unless a whole one takes its place."""
     old = file.with_suffix(".old")
     if file.exists():
         os.replace(file, old)
     try:
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True, cwd=RESULTS.parent.parent)
-        old.unlink(missing_ok=True)
         _recomputed.add(name)
     finally:
-        if old.exists():
+        if old.exists() and not file.exists():
             os.replace(old, file)
+        old.unlink(missing_ok=True)
 
 
 def read(name: str) -> dict:

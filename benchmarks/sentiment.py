@@ -221,6 +221,7 @@ def spectrum(profile, splits, model, tokenizer) -> dict:
     return dict(singular_values=values, accuracy_at_rank=accuracies)
 
 
+@record.fp32()  # or the configurations would tell the processor's precision
 def values(profile, splits) -> dict:
     """What decides these runs."""
     from utils import models, training

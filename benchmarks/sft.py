@@ -53,6 +53,7 @@ def build(profile, rows, folder, **changes):
     return trainer, tokenizer
 
 
+@record.fp32()  # or the configurations would tell the processor's precision
 def values(profile, rows) -> dict:
     """What decides this run."""
     from utils import data, models

@@ -212,7 +212,8 @@ def test_turns_need_not_begin_anew_and_a_system_text_may_stand_first():
 @pytest.mark.parametrize(
     "text",
     ["", "  ", "plain text", "<s>[INST] no end", "<s>[/INST] a [INST] b", "[INST] q [/INST] a </s> more",
-     "before [INST] q [/INST] a", "[INST] q [/INST] a [INST]", "[INST] q [/INST] a [/INST] b", "[INST] [INST] q [/INST] a"],
+     "before [INST] q [/INST] a", "[INST] q [/INST] a [INST]",
+     "[INST] <<SYS>> a [/INST] b </s><s>[INST] c <</SYS>> q [/INST] a", "[INST] q [/INST] a [/INST] b", "[INST] [INST] q [/INST] a"],
 )  # fmt: skip
 def test_other_text_is_refused(text):
     with pytest.raises(ValueError, match=r"\[INST\] question \[/INST\] answer"):

@@ -193,10 +193,12 @@ def test_the_checkpoint_fits_the_layers_wrapped_by_hand():
 
     profile = profiles.get("smoke")
     sentences = [sentence for sentence, _ in data.EXAMPLES]
-    base, tokenizer = models.load_encoder(profile)
+    base, tokenizer = models.load_encoder(profile, frozen=True)
     theirs = models.load_adapter(base, ROOT / "data" / "adapters" / "sentiment", profile.encoder)
     source = {c.id: c.source for c in LESSONS["03"].cells}
-    names = dict(lora=lora, load_file=load_file, RobertaSelfAttention=RobertaSelfAttention)
+    names = dict(
+        lora=lora, load_file=load_file, RobertaSelfAttention=RobertaSelfAttention, models=models, profile=profile
+    )
     for cell, wanted in (("kind", "kind"), ("wrap", "wrap_attention"), ("freeze", "freeze")):
         tree = ast.parse(source[cell])
         tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == wanted]

@@ -96,6 +96,8 @@ def split(sentences, labels, validation: float = 0.08, test: float = 0.21):
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
     sentences = texts(sentences, "sentences")
+    if blank := [row for row, text in enumerate(sentences, start=1) if not text.strip()]:
+        raise ValueError(f"sentences: row {blank[0]} is empty; leave such rows out.")
     codes, classes = _classes(labels)
     if len(sentences) != len(codes):
         raise ValueError(
@@ -131,21 +133,22 @@ def split(sentences, labels, validation: float = 0.08, test: float = 0.21):
 
 def _classes(labels) -> tuple[list[int], list[str]]:
     """(code of each row, names of the classes) of labels that are all words, or all whole numbers from 0."""
+    if isinstance(labels, str):
+        raise TypeError("labels is a str; pass a list of labels, one for each sentence.")
     labels = list(labels)
     for row, label in enumerate(labels, start=1):
         if not isinstance(label, (str, Integral)) or isinstance(label, bool) or not str(label).strip():
             raise ValueError(f"Row {row} has the label {label!r}; a label is a word, or a whole number from 0.")
+        if not isinstance(label, str) and label < 0:
+            raise ValueError(f"Row {row} has the label {label}; numbers count classes from 0.")
     words = [label for label in labels if isinstance(label, str)]
     if words and len(words) < len(labels):
         raise ValueError("Some labels are words and some are numbers; use one kind.")
-    if words:
-        names = sorted(set(words))
-        return [names.index(label) for label in labels], names
-    codes = [int(label) for label in labels]
-    if codes and min(codes) < 0:
-        raise ValueError(f"Row {codes.index(min(codes)) + 1} has the label {min(codes)}; numbers count classes from 0.")
-    known = max(codes, default=0) + 1
-    return codes, list(LABELS) if known <= len(LABELS) else [str(code) for code in range(known)]
+    if not words and set(labels) <= {0, 1}:
+        return [int(label) for label in labels], list(LABELS)
+    labels = [label.strip() if words else int(label) for label in labels]
+    classes = {label: code for code, label in enumerate(sorted(set(labels)))}
+    return [classes[label] for label in labels], [str(label) for label in classes]
 
 
 def texts(given, what: str = "texts") -> list[str]:
@@ -153,8 +156,11 @@ def texts(given, what: str = "texts") -> list[str]:
 
     TypeError for a single str, whose letters would count as texts, and for an item that is no str; `what` names them.
     """
-    if isinstance(given, (str, bytes)) or not hasattr(given, "__len__") or isinstance(given, (dict, set, frozenset)):
-        raise TypeError(f"{what} is a {type(given).__name__}; pass a list of texts, such as ['a fine film', 'dull'].")
+    table = getattr(given, "ndim", 1) > 1 or hasattr(given, "column_names")
+    if isinstance(given, (str, bytes, dict, set, frozenset)) or table or not hasattr(given, "__len__"):
+        raise TypeError(
+            f"{what} is a {type(given).__name__}; pass a list of texts, such as ['a fine film', 'dull'], or one column of a table."
+        )
     found = list(given)  # a pandas Series by its order, whatever its index says
     for row, text in enumerate(found, start=1):
         if not isinstance(text, str):
@@ -162,8 +168,9 @@ def texts(given, what: str = "texts") -> list[str]:
     return found
 
 
-# What tells two texts apart beside letters and digits: a decimal point, a minus sign, a smiley.
-_PARTS = re.compile(r"(?P<sign>[:;=]-?[()\[\]]|(?<=\d)\.(?=\d)|(?<!\S)[-−](?=\d)|[#%&@])|.", re.DOTALL)
+# What tells two texts apart beside letters and digits: what stands inside a number or before it, a smiley, some signs.
+_SIGN = r"[:;=]'?-?[()\[\]]|(?<=\d)[.,:/](?=\d)|(?<!\S)-(?=\d)|[#%&@*]"
+_PARTS = re.compile(rf"(?P<sign>{_SIGN})|.", re.DOTALL)
 
 
 def normalise(text: str) -> str:
@@ -171,15 +178,20 @@ def normalise(text: str) -> str:
 
     "It's dull." is "its DULL", but 👍 is not 👎, C++ is not C# and 1.5 is not 15. A text of punctuation alone stays what it is.
     """
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("\u2212", "-")
     kept = [part[0] for part in _PARTS.finditer(text) if part["sign"] or _means(part[0])]
     return "".join(kept) or "".join(text.split())
 
 
 def _means(character: str) -> bool:
-    """Whether it counts: a letter, a mark on one, a number or a symbol; not what only chooses the form of an emoji."""
+    """Whether it counts: a letter, a mark on one, a number or a symbol; not what only chooses the form of an emoji.
+
+    What this Python does not know yet (Cn) counts as the symbol that it is to a newer one; so do the letters in flags.
+    """
     kind = unicodedata.category(character)
-    return kind[0] in "LN" or kind in ("Sm", "Sc", "So") or (kind[0] == "M" and not "\ufe00" <= character <= "\ufe0f")
+    if "\ufe00" <= character <= "\ufe0f":
+        return False
+    return kind[0] in "LNM" or kind in ("Sm", "Sc", "So", "Cn") or "\U000e0020" <= character <= "\U000e007f"
 
 
 def _sst2():
@@ -214,7 +226,8 @@ def load_instructions(profile, verbose: bool = True):
             raise ValueError(f"HELD_OUT names {lost[0]!r}, which is no topic of the FAQ; correct the name.")
     parts = {"train": [], "validation": [], "test": []}
     for topic, messages in rows:
-        key = hashlib.sha256(messages[0]["content"].encode()).hexdigest()
+        asked = next(message["content"] for message in messages if message["role"] == "user")
+        key = hashlib.sha256(asked.encode()).hexdigest()
         name = next((name for name, topics in HELD_OUT.items() if topic in topics), "train")
         if not topic and int(key[:4], 16) < 0.2 * 16**4:  # no topics: every fifth row, by its hash
             name = "test" if int(key[4], 16) < 8 else "validation"
@@ -231,7 +244,8 @@ def read_faq(file=FAQ) -> list[dict]:
     """The FAQ's rows: dicts of topic, question and answer. ValueError names the line that is malformed."""
     name, rows = Path(file).name, []
     try:
-        lines = Path(file).read_bytes().decode("utf-8-sig").split("\n")  # U+2028 may stand inside a line of JSON
+        text = Path(file).read_bytes().decode("utf-8").removeprefix("\ufeff")
+        lines = text.split("\n")  # and nowhere else: U+2028 may stand inside a line of JSON
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 (byte {error.start + 1}); save it in that encoding.") from None
     for number, line in enumerate(lines[: -1 if lines[-1] == "" else None], start=1):
@@ -272,7 +286,7 @@ def pointer(answer: str) -> int | None:
 
 
 _TURN = re.compile(
-    r"\s*(?:<s>)?\s*\[INST\](?P<system>\s*<<SYS>>(?P<told>.*?)<</SYS>>)?(?P<question>(?:(?!\[/?INST\]|</?s>|<</?SYS>>).)*)"
+    r"\s*(?:<s>)?\s*\[INST\](?P<system>\s*<<SYS>>(?P<told>(?:(?!\[/?INST\]|</?s>|<</?SYS>>).)*)<</SYS>>)?(?P<question>(?:(?!\[/?INST\]|</?s>|<</?SYS>>).)*)"
     r"\[/INST\](?P<answer>(?:(?!\[/?INST\]|</?s>|<</?SYS>>).)*)(?:</s>)?",
     re.DOTALL,
 )

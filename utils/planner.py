@@ -279,7 +279,7 @@ def _by_formula(name: str, config: dict, choice: Choice) -> Plan:
         terms=terms,
         inside=max(_reading(shape, choice), _last_scores(shape, choice)),
         cache=cache,
-        known=True,
+        known=config["model_type"] in MEASURED,
     )
 
 
@@ -346,7 +346,8 @@ def _measured(choice: Choice, known: bool) -> str:
     """What of a plan was set against a measurement."""
     if choice.device == "cuda":
         return "neither this plan nor any other was measured on CUDA: counts are exact, memory is an estimate"
-    if not known or choice.bits == 8 or not choice.eager:
+    as_tried = choice.eager and choice.bits != 8 and (choice.full or choice.bits < 32) and not choice.chunked_loss
+    if not (known and as_tried and choice.optimizer == OPTIMIZERS[0]):
         return "memory of this kind of training was measured on neither a CPU nor CUDA"
     return "measured on a CPU, within 5 %, for small models of this architecture (benchmarks/memory.py); not on CUDA"
 

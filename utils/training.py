@@ -40,13 +40,14 @@ def compute_dtype():
     return torch.bfloat16 if chosen.get("bf16") else torch.float16 if chosen.get("fp16") else torch.float32
 
 
-def autocast():
-    """A context that computes in the precision of training: for evaluations that would be slow in fp32."""
+def autocast(device: str = ""):
+    """A context that computes in the precision of training on `device` ("cpu", "cuda"; by default where this machine trains)."""
     import torch
 
     kind = compute_dtype()
     enabled = kind != torch.float32
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", kind if enabled else None, enabled=enabled)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.autocast(device, kind if enabled else None, enabled=enabled)
 
 
 def training_arguments(profile, output_dir, **changes):
@@ -147,7 +148,7 @@ def predict(model, tokenizer, sentences, batch_size: int = 64, max_length: int =
     model.eval()
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))  # like lengths together: less padding
     rows = [None] * len(sentences)
-    with torch.inference_mode(), autocast():
+    with torch.inference_mode(), autocast(model.device.type):
         for start in range(0, len(order), batch_size):
             ids = order[start : start + batch_size]
             batch = tokenizer(
