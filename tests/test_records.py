@@ -87,6 +87,7 @@ def test_a_record_says_where_it_comes_from_but_not_whose_machine_it_was(name):
 
 def test_a_missing_run_is_found_and_told(tmp_path, monkeypatch, now):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setenv("COURSE_PRECISION", "fp32")  # as the layer is measured
     kept = load_from(record.__file__, "lora_layer")
     lost = copy.deepcopy(kept)
     gone = lost["sizes"].pop(1)["name"]
