@@ -58,7 +58,7 @@ def main() -> None:
         kept |= dict(test_rows=len(splits["test"]), runs=[])
         record.write("four_bits", kept)
     for seed, name in zip(sentiment.SEEDS, names, strict=True):
-        if not any(run["name"] == name for run in kept["runs"]):
+        if name not in record.held(kept):
             run, *_ = sentiment.train(profile, splits, METHOD, sentiment.QV, rate, seed, built=build(profile, seed))
             kept["runs"].append(run)
             record.write("four_bits", kept)

@@ -86,9 +86,9 @@ def test_a_record_says_where_it_comes_from_but_not_whose_machine_it_was(name):
 
 
 def test_a_missing_run_is_found_and_told(tmp_path, monkeypatch, now):
+    kept = load("lora_layer")
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setenv("COURSE_PRECISION", "fp32")  # as the layer is measured
-    kept = load_from(record.__file__, "lora_layer")
     lost = copy.deepcopy(kept)
     gone = lost["sizes"].pop(1)["name"]
     assert faults("lora_layer", kept, now["lora_layer"]) == []
@@ -102,12 +102,6 @@ def test_a_missing_run_is_found_and_told(tmp_path, monkeypatch, now):
     assert record.resume("lora_layer", now["lora_layer"]) == lost
     record.write("lora_layer", kept)
     assert record.successor("lora_layer") is None and record.resume("lora_layer", now["lora_layer"]) == kept
-
-
-def load_from(module: str, name: str) -> dict:
-    from pathlib import Path
-
-    return json.loads((Path(module).parent / "results" / f"{name}.json").read_text())
 
 
 def test_another_held_out_topic_is_found(monkeypatch, now):

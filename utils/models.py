@@ -150,7 +150,7 @@ def stored_bytes(parameter) -> int:
 def merged_encoder(profile, folder, num_labels: int = 2, **config):
     """The profile's encoder with the adapter in `folder` merged into its weights, in fp32 and with its own configuration.
 
-    Merging into the 16 bits of a lean base would round the update away; here both are added in full precision.
+    In the 16 bits of a lean base each sum would be rounded once more; here both are added in full precision.
     """
     model, _ = load_encoder(profile, num_labels, **config)
     return load_adapter(model, folder, profile.encoder).merge_and_unload().eval()

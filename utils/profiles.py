@@ -22,9 +22,7 @@ class Profile:
     encoder_revision: str | None
     decoder: str
     decoder_revision: str | None
-    lean_base: (
-        bool  # a base that does not learn: in the precision of products, no dropout (the paper's recipe keeps both)
-    )
+    lean_base: bool  # a frozen base in the precision of products, without dropout; the paper's recipe has neither
     sentiment: str  # "movies" (local) or "sst2" (hub)
     train_rows: int | None
     eval_rows: int | None
