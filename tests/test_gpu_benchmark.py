@@ -256,3 +256,20 @@ def test_a_card_without_bf16_trains_fp32_adapters_with_a_loss_scaler(monkeypatch
     losses = [contestant.step(dict(input_ids=ids, labels=ids)).item() for _ in range(4)]
     assert all(map(math.isfinite, losses)) and contestant.optimiser.state
     assert min(p.abs().max() for name, p in contestant.model.named_parameters() if "lora_B" in name) > 0
+
+
+# --- what a card said ---
+
+
+def test_the_recorded_card_agrees_with_the_course():
+    kept = json.loads((record.RESULTS / "gpu.json").read_text())
+    runs = {each["name"]: each for each in kept["runs"]}
+    assert kept["card"].startswith("NVIDIA") and not any("error" in each for each in runs.values())
+    for each in (each for each in runs.values() if "codes" in each):
+        assert each["absmax_equal"] and not each["no_ties"] and not each["constants_no_ties"]
+    in_bf16, in_fp16 = (runs[name] for name in gpu.SFT)
+    assert in_fp16["scaler"] and in_fp16["adapters"] == ["float32"] and in_fp16["skipped"] == 0
+    assert in_fp16["losses"] == pytest.approx(in_bf16["losses"], abs=0.05)
+    for name in gpu.LAYERS:
+        low, _, _ = runs[name]["ratios"]["ours / PEFT"]
+        assert low <= 1.0, "PEFT's layer would be the quicker one"

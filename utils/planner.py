@@ -3,8 +3,8 @@
 For RoBERTa, BERT, Llama and Mistral closed formulas over a model's config.json: nothing is loaded, torch is not needed. Any other
 text model of transformers goes through utils/simulate.py. Parameter counts are PEFT's and transformers' own. Memory is what the
 allocator holds at the peak of a step as the course trains (PEFT, 16-bit autocast, padded batches; a frozen body below 32 bits
-without dropout; attention step by step on a CPU, fused on CUDA). benchmarks/memory.py sets it against measurements, so far on a
-CPU; what CUDA does otherwise is said where it is computed. Sizes are bytes; 1 GB = 10**9 bytes.
+without dropout; attention step by step on a CPU, fused on CUDA). benchmarks/memory.py sets it against measurements on a CPU, and
+benchmarks/gpu.py, for QLoRA alone, on CUDA; what CUDA does otherwise is said where it is computed. Sizes are bytes; 1 GB = 10**9.
 """
 
 import argparse
@@ -35,7 +35,8 @@ OPTIMIZERS = (
     "paged_adamw_8bit",
 )  # as TrainingArguments calls them
 ATTENTIONS = ("eager", "sdpa")
-# Whose steps benchmarks/memory.py set against the allocator, on a CPU; CUDA has not been measured.
+# Whose steps benchmarks/memory.py set against the allocator on a CPU, and whose QLoRA steps benchmarks/gpu.py did on CUDA
+ON_CUDA = ("llama",)
 MEASURED = (
     *("bert", "deberta-v2", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"),
     *("roberta", "smollm3"),
@@ -279,7 +280,7 @@ def _by_formula(name: str, config: dict, choice: Choice) -> Plan:
         terms=terms,
         inside=max(_reading(shape, choice), _last_scores(shape, choice)),
         cache=cache,
-        known=config["model_type"] in MEASURED,
+        kind=config["model_type"],
     )
 
 
@@ -301,11 +302,11 @@ def _by_simulation(name: str, config: dict, choice: Choice) -> Plan:
         terms={"a simulated step": found.activations},
         inside=found.inside,
         cache=found.cache,
-        known=config["model_type"] in MEASURED,
+        kind=config["model_type"],
     )
 
 
-def _told(name, choice, chosen, counts, tensors, learnt, weights, bits_per_weight, terms, inside, cache, known) -> Plan:
+def _told(name, choice, chosen, counts, tensors, learnt, weights, bits_per_weight, terms, inside, cache, kind) -> Plan:
     (total, lora, head), adapter = counts, 0 if choice.full else learnt
     optimiser, paged = states(tensors, learnt // max(1, sum(tensors)), choice.optimizer, choice.cpu)
     return Plan(
@@ -321,7 +322,7 @@ def _told(name, choice, chosen, counts, tensors, learnt, weights, bits_per_weigh
         inference=Memory(weights, adapter, 0, 0, inside, cache),
         activation_terms=terms,
         paged=paged,
-        measured=_measured(choice, known),
+        measured=_measured(choice, kind),
     )
 
 
@@ -342,14 +343,17 @@ def states(tensors, each: int, optimizer: str, cpu: bool) -> tuple[int, int]:
     return held, paged
 
 
-def _measured(choice: Choice, known: bool) -> str:
-    """What of a plan was set against a measurement."""
+def _measured(choice: Choice, kind: str) -> str:
+    """What of a plan was set against a measurement, for a model of this `model_type`."""
+    plain = choice.optimizer == OPTIMIZERS[0] and not choice.chunked_loss
     if choice.device == "cuda":
-        return "neither this plan nor any other was measured on CUDA: counts are exact, memory is an estimate"
-    as_tried = choice.eager and choice.bits != 8 and (choice.full or choice.bits < 32) and not choice.chunked_loss
-    if not (known and as_tried and choice.optimizer == OPTIMIZERS[0]):
-        return "memory of this kind of training was measured on neither a CPU nor CUDA"
-    return "measured on a CPU, within 5 %, for small models of this architecture (benchmarks/memory.py); not on CUDA"
+        if plain and kind in ON_CUDA and choice.bits == 4 and not (choice.full or choice.eager):
+            return "on CUDA, within 1 %, for QLoRA at Llama-2-7B's shape (benchmarks/gpu.py)"
+        return "not on CUDA, for this kind of training: counts are exact, memory is an estimate"
+    as_tried = plain and choice.eager and choice.bits != 8 and (choice.full or choice.bits < 32)
+    if not (as_tried and kind in MEASURED):
+        return "neither on a CPU nor on CUDA, for this kind of training"
+    return "on a CPU, within 5 %, for small models of this architecture (benchmarks/memory.py)"
 
 
 def _adapters(shape: Shape, chosen, r: int) -> tuple[int, ...]:
