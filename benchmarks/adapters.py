@@ -4,7 +4,7 @@ It is run 0 of "LoRA query+value" in benchmarks/sentiment.py, at the learning ra
 """
 
 from benchmarks import record, sentiment
-from utils import ROOT, models
+from utils import ROOT, adapters, data
 
 FOLDER = ROOT / "data" / "adapters" / "sentiment"
 
@@ -14,7 +14,7 @@ def main() -> None:
     method = "LoRA query+value"
     rate = sentiment.chosen(record.read("sentiment")["runs"], method)
     result, model, _ = sentiment.train(profile, splits, method, sentiment.QV, rate, seed=0)
-    models.save_adapter(model, FOLDER, profile.encoder)
+    adapters.save_adapter(model, FOLDER, profile.encoder, labels=data.LABELS, max_length=profile.max_length)
     print(f"{FOLDER.relative_to(ROOT)}: test accuracy {result['test']:.4f}")
 
 

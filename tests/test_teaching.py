@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tools import lessons, prefetch
-from utils import ROOT, data, lora, lowrank, models, nf4, planner, profiles, training
+from utils import ROOT, adapters, data, lora, lowrank, models, nf4, planner, profiles, training
 
 DOCS, FORMS = ROOT / "docs", ROOT / ".github" / "ISSUE_TEMPLATE"
 TEACHING, GLOSSARY = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("teaching", "glossary"))
@@ -185,7 +185,7 @@ def test_the_checkpoint_loads_as_told(monkeypatch):
     exec(FALLBACK[0].replace("print(", "shown = ("), names)
     assert names["shown"].argmax(1).tolist() == [data.LABELS.index("positive"), data.LABELS.index("negative")]
     with pytest.raises(ValueError, match="made for"):
-        models.load_adapter(names["model"], ROOT / "data" / "adapters" / "sentiment", "roberta-base")
+        adapters.load_adapter(names["model"], ROOT / "data" / "adapters" / "sentiment", "roberta-base")
 
 
 def test_the_checkpoint_fits_the_layers_wrapped_by_hand():
@@ -194,7 +194,7 @@ def test_the_checkpoint_fits_the_layers_wrapped_by_hand():
     profile = profiles.get("smoke")
     sentences = [sentence for sentence, _ in data.EXAMPLES]
     base, tokenizer = models.load_encoder(profile, frozen=True)
-    theirs = models.load_adapter(base, ROOT / "data" / "adapters" / "sentiment", profile.encoder)
+    theirs = adapters.load_adapter(base, ROOT / "data" / "adapters" / "sentiment", profile.encoder)
     source = {c.id: c.source for c in LESSONS["03"].cells}
     names = dict(
         lora=lora, load_file=load_file, RobertaSelfAttention=RobertaSelfAttention, models=models, profile=profile

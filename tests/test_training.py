@@ -19,7 +19,7 @@ from IPython.display import Markdown
 from peft import LoraConfig, get_peft_model
 
 import utils
-from utils import assets, checks, models, plots, profiles, training
+from utils import adapters, assets, checks, models, plots, profiles, training
 
 matplotlib.use("agg")
 
@@ -353,7 +353,7 @@ def logits(model, tokenizer):
 def kept(tmp_path_factory):
     """(folder of a saved adapter, its logits)."""
     model, tokenizer = adapted(seed=1)
-    folder = models.save_adapter(model, tmp_path_factory.mktemp("adapters") / "tiny", BASE)
+    folder = adapters.save_adapter(model, tmp_path_factory.mktemp("adapters") / "tiny", BASE)
     return folder, logits(model, tokenizer)
 
 
@@ -363,16 +363,20 @@ def test_an_adapter_comes_back_the_same(kept):
         profiles.get("smoke"), seed=5
     )  # another random head: the saved one must replace it
     assert not torch.allclose(logits(model, tokenizer), known, atol=1e-2)
-    model = models.load_adapter(model, folder, BASE).eval()
+    model = adapters.load_adapter(model, folder, BASE).eval()
     assert torch.equal(logits(model, tokenizer), known)
 
 
 def test_a_saved_adapter_names_its_base_and_no_path(kept):
     folder, _ = kept
-    assert {file.name for file in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    config = json.loads((folder / "adapter_config.json").read_text())
+    assert {file.name for file in folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "course.json",
+    }
+    config, about = (json.loads((folder / name).read_text()) for name in ("adapter_config.json", "course.json"))
     assert config["base_model_name_or_path"] == BASE
-    assert config["base_sha256"] == models.base_sha256(BASE) and re.fullmatch("[0-9a-f]{64}", config["base_sha256"])
+    assert about["base_sha256"] == models.base_sha256(BASE) and re.fullmatch("[0-9a-f]{64}", about["base_sha256"])
     places = (assets.cache_dir(), utils.ROOT, folder.parent, Path.home(), Path(sys.prefix))
     for file in folder.iterdir():
         content = file.read_bytes()
@@ -384,7 +388,7 @@ def test_the_wrong_base_is_refused_naming_both(kept):
     folder, _ = kept
     mine, other = models.base_sha256(BASE)[:12], models.base_sha256("smollm2-llama")[:12]
     with pytest.raises(ValueError, match=rf"'{BASE}' \({mine}\).*'smollm2-llama' \({other}\).*own base"):
-        models.load_adapter(None, folder, "smollm2-llama")
+        adapters.load_adapter(None, folder, "smollm2-llama")
 
 
 def test_other_weights_under_the_same_name_are_refused(kept, monkeypatch):
@@ -392,14 +396,14 @@ def test_other_weights_under_the_same_name_are_refused(kept, monkeypatch):
     mine = models.base_sha256(BASE)
     monkeypatch.setattr(models, "base_sha256", lambda base: "f" * 64)
     with pytest.raises(ValueError, match=rf"{mine[:12]}.*{'f' * 12}"):
-        models.load_adapter(None, folder, BASE)
+        adapters.load_adapter(None, folder, BASE)
 
 
 def test_saving_again_replaces_and_a_failed_save_changes_nothing(kept, tmp_path, monkeypatch):
     first, second = adapted(seed=2)[0], adapted(seed=3)[0]
-    folder = models.save_adapter(first, tmp_path / "tiny", BASE)
+    folder = adapters.save_adapter(first, tmp_path / "tiny", BASE)
     (folder / "left-over.txt").write_text("from an older save")
-    models.save_adapter(second, folder, BASE)
+    adapters.save_adapter(second, folder, BASE)
     content = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert "left-over.txt" not in content
     assert content["adapter_model.safetensors"] != (kept[0] / "adapter_model.safetensors").read_bytes()
@@ -409,7 +413,7 @@ def test_saving_again_replaces_and_a_failed_save_changes_nothing(kept, tmp_path,
 
     monkeypatch.setattr(first, "save_pretrained", fail)
     with pytest.raises(OSError, match="disk full"):
-        models.save_adapter(first, folder, BASE)
+        adapters.save_adapter(first, folder, BASE)
     assert content == {file.name: file.read_bytes() for file in folder.iterdir()}
     assert [entry.name for entry in tmp_path.iterdir()] == ["tiny"]
 
@@ -462,13 +466,13 @@ def test_a_lean_base_leaves_no_trace_in_what_is_saved(tmp_path):
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.05)
-    folder = models.save_adapter(model, tmp_path / "adapter", profile.encoder)
-    merged = models.merged_encoder(profile, folder)
+    folder = adapters.save_adapter(model, tmp_path / "adapter", profile.encoder)
+    merged = adapters.merged_encoder(profile, folder)
     merged.save_pretrained(tmp_path / "merged")
     again = type(merged).from_pretrained(tmp_path / "merged")
     assert again.config.hidden_dropout_prob == 0.1 and {p.dtype for p in again.parameters()} == {torch.float32}
     assert {m.p for m in again.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
-    whole = models.load_adapter(models.load_encoder(profile)[0], folder, profile.encoder)
+    whole = adapters.load_adapter(models.load_encoder(profile)[0], folder, profile.encoder)
     told = [logits(m, tokenizer) for m in (whole, merged, again.eval())]
     assert np.abs(told[0] - told[1]).max() < 1e-4 and np.abs(told[1] - told[2]).max() < 1e-5
     wanted = training.predict(model, tokenizer, SENTENCES)  # on the lean base: near, and not the same

@@ -1,8 +1,6 @@
-"""Load the models a profile names, and keep adapters: safetensors only, no remote code, no machine's path."""
+"""Load the models a profile names: safetensors only, no remote code."""
 
 import json
-import os
-from pathlib import Path
 
 from utils import assets
 
@@ -27,7 +25,7 @@ def load_encoder(profile, num_labels: int = 2, seed: int = 0, frozen: bool = Fal
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    source, revision = _source(profile, "encoder")
+    source, revision = origin(profile, "encoder")
     torch.manual_seed(seed)
     # The body is loaded in fp32: mixed precision autocasts the work, and the small updates need fp32 to add up in.
     config = dict(dtype=torch.float32, attn_implementation=attention()) | config
@@ -86,7 +84,7 @@ def load_decoder(profile, **options):
 
     from utils import training
 
-    source, revision = _source(profile, "decoder")
+    source, revision = origin(profile, "decoder")
     options = dict(dtype=training.compute_dtype(), attn_implementation=attention()) | options
     if torch.cuda.is_available():
         options.setdefault("device_map", {"": 0})
@@ -147,60 +145,6 @@ def stored_bytes(parameter) -> int:
     return parameter.nbytes + sum(tensor.nbytes for tensor in constants)
 
 
-def merged_encoder(profile, folder, num_labels: int = 2, **config):
-    """The profile's encoder with the adapter in `folder` merged into its weights, in fp32 and with its own configuration.
-
-    In the 16 bits of a lean base each sum would be rounded once more; here both are added in full precision.
-    """
-    model, _ = load_encoder(profile, num_labels, **config)
-    return load_adapter(model, folder, profile.encoder).merge_and_unload().eval()
-
-
-def save_adapter(model, folder, base: str) -> Path:
-    """Write a PEFT adapter to `folder` with `base` (a profile's `encoder` or `decoder` name) and the base's hash in place
-    of a path. Written aside and renamed. Returns the folder."""
-    import shutil
-    import tempfile
-
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(aside, safe_serialization=True)
-        (aside / "README.md").unlink(missing_ok=True)  # PEFT's model card names the base by its path
-        config = json.loads((aside / "adapter_config.json").read_text())
-        config["base_model_name_or_path"], config["revision"] = base, base_revision(base)
-        config["base_sha256"] = base_sha256(base)
-        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for file in (aside, *aside.iterdir()):
-            file.chmod(0o755 if file.is_dir() else 0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
-
-
-def load_adapter(model, folder, base: str, **options):
-    """`model` with the adapter in `folder` on top, as a PeftModel in eval mode; `options` reach PEFT.
-
-    ValueError if the adapter was made for another base.
-    """
-    from peft import PeftConfig, PeftModel
-
-    config = json.loads((Path(folder) / "adapter_config.json").read_text())
-    made_for = config["base_model_name_or_path"], config.pop("base_sha256", None) or config["revision"]
-    given = base, base_sha256(base) or base_revision(base)
-    if made_for[0] != base or (made_for[1] and made_for[1] != given[1]):
-        told = [f"{name!r} ({(version or 'no hash')[:12]})" for name, version in (made_for, given)]
-        raise ValueError(
-            f"This adapter was made for {told[0]}, and the model given is {told[1]}. "
-            "Load the adapter's own base, or train one for this base."
-        )
-    return PeftModel.from_pretrained(model, folder, config=PeftConfig.from_peft_type(**config), **options).eval()
-
-
 def base_sha256(base: str) -> str | None:
     """The hash of a local base's weights; None for a hub id, whose revision identifies it."""
     if base not in assets.ASSETS:
@@ -216,18 +160,34 @@ def base_revision(base: str) -> str | None:
     return dict(pinned + [(p.decoder, p.decoder_revision) for p in PROFILES.values()]).get(base)
 
 
-def _source(profile, kind: str):
-    """(folder or hub id, revision) of the profile's encoder or decoder."""
+def origin(profile, kind: str):
+    """(folder or hub id, revision) of the profile's encoder or decoder; OSError if a hub's model cannot be had.
+
+    A profile that asks no hub takes a hub's model from the cache, by its folder: nothing then has a name to ask for.
+    """
     name, revision = getattr(profile, kind), getattr(profile, f"{kind}_revision")
     if name in assets.ASSETS:
         return assets.path(name), None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
+        if profile.offline:
+            return snapshot_download(name, revision=revision, local_files_only=True), None
         hf_hub_download(name, "config.json", revision=revision)
     except Exception as error:  # transformers' own message does not even name the model
         raise OSError(
             f"Profile {profile.name!r} needs {name} (revision {revision}), which is not in the cache and could not be fetched "
             f"({type(error).__name__}). Connect to the internet and try again, or set COURSE_PROFILE=cpu, which asks no hub."
+            if not profile.offline
+            else f"{name} (revision {revision}) is not in the cache, and profile {profile.name!r} asks no hub for it. "
+            "Set COURSE_PROFILE=gpu, which does, or choose a model that is here."
         ) from error
     return name, revision
+
+
+def __getattr__(name: str):  # until the lessons call them by their home
+    if name in ("load_adapter", "merged_encoder", "save_adapter"):
+        from utils import adapters
+
+        return getattr(adapters, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
