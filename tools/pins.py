@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from tools import write
-from utils import ROOT
+from utils import ROOT, console
 
 HEAD = (
     "# Exact versions, made from pyproject.toml by `make pins`. torch's CUDA companions are left out:\n"
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

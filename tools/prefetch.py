@@ -20,7 +20,11 @@ import tempfile
 from pathlib import Path
 
 from tools import write
-from utils import ROOT, assets  # `--use` runs before there is an environment: at the top only the standard library
+from utils import (
+    ROOT,
+    assets,
+    console,
+)  # `--use` runs before there is an environment: only the standard library at the top
 
 FOLDER = ROOT / "build" / "prefetch"
 SYSTEMS = {  # name: (its values in the pins' markers, oldest release that the wheels are for)
@@ -394,4 +398,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -11,7 +11,7 @@ import nbformat
 
 from tools import write
 from tools.lessons import between
-from utils import ROOT
+from utils import ROOT, console
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
@@ -90,4 +90,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    console.run(lambda: main(sys.argv[1:]))

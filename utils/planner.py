@@ -18,6 +18,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
+from utils import console
+
 CONFIGS = Path(__file__).parent / "configs"
 ALIASES = {  # what profiles.py calls them
     "minilm-roberta": "minilm",
@@ -713,4 +715,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)
