@@ -74,7 +74,7 @@ def execute(notebook, profile: str, folder=NOTEBOOKS, kernel="python3", **env) -
 
         async def async_start_new_kernel(self, **options):
             def stop():
-                self.stopped = True
+                self.stopped, self.shutdown_kernel = True, "immediate"
                 task.cancel()
 
             task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -227,7 +227,7 @@ def main() -> int:
             write(teaching, stamp_teaching(teaching.read_text(encoding="utf-8"), path.name[:2], result))
             if path.name.startswith("04"):
                 save_readme_figure(result.notebook)
-    print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {folder.relative_to(ROOT)}/.")
+    print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {os.path.relpath(folder, ROOT)}/.")
     return int(failed)
 
 
