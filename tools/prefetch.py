@@ -272,9 +272,10 @@ def _packages(folder: Path, aside: Path) -> dict:
 
 
 def _pins() -> list[str]:
-    """The lines of requirements.txt."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+    """What learners and maintainers install: with both lists, a room without a network can run the tests too."""
+    files = [ROOT / name for name in ("requirements.txt", "requirements-dev.txt")]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith(("#", "-r "))]
 
 
 def _course() -> str:

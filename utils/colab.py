@@ -26,7 +26,7 @@ HELD = (
     "matplotlib",
     "scikit-learn",
 )
-NOT_NEEDED = ("jupyterlab", "setuptools")  # Colab is the notebook server
+NOT_NEEDED = ("jupyterlab", "nbclient", "nbconvert", "nbstripout", "setuptools")  # Colab is the notebook server
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
