@@ -402,7 +402,7 @@ def read(model) -> tuple[str, dict]:
             raise ValueError(f"There is no model {name!r}; {told}, or give the path of a config.json.")
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} is not JSON ({error}); the planner reads a model's config.json.") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(f"{name!r} names no model_type; the planner reads the config.json of a text model.")
