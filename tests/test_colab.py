@@ -5,6 +5,7 @@ Here Colab's own packages are ours; `make test-colab` runs the same with Colab's
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -83,6 +84,63 @@ def test_a_failing_preparation_stops_the_lesson(address, tmp_path, capfd):
     assert "point COURSE_CACHE to a folder that can" in capfd.readouterr().err + said
 
 
+# --- a second run mends ---
+
+
+@pytest.fixture
+def cut_short(tmp_path, monkeypatch):
+    """A clone that lacks half of its files, and in which a reader has changed one."""
+    source = tmp_path / "source"
+    for name in ("a.txt", "docs/größe b.md", "utils/colab.py", "utils/z.py"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    git = ["git", "-c", "user.name=A Reader", "-c", "user.email=reader@example.org", "-C", source]
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
+        subprocess.run([*git, *command], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", source.as_uri(), tmp_path / "clone"], check=True)
+    clone = tmp_path / "clone"
+    (clone / "utils" / "z.py").unlink()
+    shutil.rmtree(clone / "docs")
+    (clone / "a.txt").write_text("mine")
+    monkeypatch.setattr(colab, "ROOT", clone)
+    return clone
+
+
+@pytest.mark.parametrize("index", ["whole", "none", "locked"])
+def test_files_that_a_clone_left_out_come_back(cut_short, index, capsys):
+    """Where git was killed, its index may be absent, or locked for good."""
+    if index != "whole":
+        (cut_short / ".git" / "index").rename(cut_short / ".git" / ("index.lock" if index == "locked" else "gone"))
+    colab.mend()
+    assert "Bringing back 2 missing files" in capsys.readouterr().out
+    assert {name: (cut_short / name).read_text() for name in ("a.txt", "docs/größe b.md", "utils/z.py")} == {
+        "a.txt": "mine",
+        "docs/größe b.md": "docs/größe b.md",
+        "utils/z.py": "utils/z.py",
+    }
+    colab.mend()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_clone_without_its_commit_is_told_in_a_sentence(cut_short):
+    shutil.rmtree(cut_short / ".git" / "objects")
+    with pytest.raises(
+        SystemExit, match=r"was only half fetched: remove that folder, then run the set-up cell again\."
+    ):
+        colab.mend()
+
+
+def test_a_course_without_git_is_left_alone(cut_short):
+    shutil.rmtree(cut_short / ".git")
+    colab.mend()
+    assert not (cut_short / "docs").exists()
+
+
+def test_a_package_whose_installation_was_cut_short_is_missing(monkeypatch):
+    monkeypatch.setattr(colab, "version", lambda name: None if name == "trl" else "1.5")
+    assert colab.missing(["trl>=1.0", "peft>=1.0", "gguf>=2"]) == ["trl>=1.0", "gguf>=2"]
+
+
 # --- what is installed, and what is left alone ---
 
 
@@ -107,6 +165,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(colab, "version", version)
     monkeypatch.setattr(colab, "distributions", lambda: [Package(name) for name in RECORDED])
     monkeypatch.setattr(colab, "pip", pip)
+    monkeypatch.setattr(colab, "mend", lambda: None)
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(colab.subprocess, "run", lambda *a, **k: asked.append(("assets", k["cwd"])) or done)
     return asked

@@ -75,4 +75,4 @@ def test_a_lessons_namespace_is_left_alone(tmp_path):
 
 
 def test_the_smoke_run_of_make_test_and_ci_use_it():
-    assert 'PYTHONSTARTUP="$(CURDIR)/tools/deprecations.py"' in (ROOT / "Makefile").read_text()
+    assert 'PYTHONSTARTUP="$$PWD/tools/deprecations.py"' in (ROOT / "Makefile").read_text()

@@ -1,25 +1,28 @@
 """The doctor finds planted faults, says what to do about each, and gives nothing of the machine away."""
 
+import errno
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from utils import ROOT, assets, doctor, training
+from utils import ROOT, assets, doctor, profiles, training
 
 
 @pytest.fixture(autouse=True)
 def plain_machine(monkeypatch):
     """The defaults, whatever the environment of these tests sets."""
-    for name in ("COURSE_PROFILE", "HF_HUB_OFFLINE"):
+    for name in ("COURSE_PROFILE", "COURSE_BUILD", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a course tested inside another course's environment finds itself
 
 
 @pytest.fixture
@@ -139,9 +142,113 @@ def test_full_disk(monkeypatch, tmp_path, have_assets, status):
     assert row.status == status and "0.4 GB" in row.found and "COURSE_CACHE" in row.remedy
 
 
+def read_only(dir):
+    raise PermissionError(errno.EROFS, "Read-only file system", str(dir))
+
+
+def test_read_only_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    row = the("build")
+    assert row.status == "fail" and "COURSE_BUILD" in row.remedy and "COURSE_CACHE" in row.remedy
+    assert the("home").status == "warn" and "HOME" in the("home").remedy
+    assert the("disk").status == "ok", "a complete cache may be read-only"
+    monkeypatch.undo()
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "not" / "yet"))
+    assert not rows("build") and not list(tmp_path.iterdir()), "looking must not build"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no folder here that even root cannot write to")
+def test_a_folder_that_really_cannot_be_written(monkeypatch):
+    monkeypatch.setenv("COURSE_BUILD", "/proc/course")
+    assert the("build").status == "fail"
+
+
+def nobody(monkeypatch):
+    """A user without HOME, whom the system does not know: a container started with a bare user id."""
+    for name in ("HOME", "USERPROFILE", "HOMEDRIVE", "HOMEPATH"):
+        monkeypatch.delenv(name, raising=False)
+    if os.name != "nt":
+        import pwd
+
+        def unknown(_):
+            raise KeyError
+
+        monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def test_no_home(monkeypatch):
+    nobody(monkeypatch)
+    assert the("home").status == "warn" and "Set HOME" in the("home").remedy
+    assert not [row for row in doctor.report() if row.status == "fail"]
+
+
+@pytest.mark.parametrize("variable, what", [("COURSE_CACHE", "assets"), ("COURSE_BUILD", "build")])
+@pytest.mark.parametrize("named", ["~/x", "~no-such-user/x"])
+def test_a_folder_in_no_home_is_told_by_the_variable(monkeypatch, variable, what, named):
+    if named == "~/x":
+        nobody(monkeypatch)
+    elif os.name == "nt":
+        pytest.skip("Windows guesses the folders of other users")
+    monkeypatch.setenv(variable, named)
+    row = the(what)
+    assert row.status == "fail" and row.found.startswith(f"{variable}={named} begins with ~") and "anew" in row.remedy
+    with pytest.raises((assets.AssetError, ValueError), match=f"^{variable}={named} begins with ~"):
+        assets.cache_dir() if what == "assets" else profiles.get().build
+
+
+def test_folders_in_a_home_and_relative_ones(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for named, found in (("~/x", tmp_path / "x"), ("x/y", ROOT / "x" / "y"), (str(tmp_path), tmp_path)):
+        monkeypatch.setenv("COURSE_CACHE", named)
+        monkeypatch.setenv("COURSE_BUILD", named)
+        assert assets.cache_dir() == profiles.get().build == found
+
+
+def test_a_manifest_of_endless_depth_is_a_damaged_one(monkeypatch, tmp_path):
+    shutil.copytree(assets.path("sentences"), tmp_path / "sentences")
+    (tmp_path / "sentences" / "manifest.json").write_text("[" * 100_000)
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    assert "sentences damaged" in the("assets").found
+
+
+@pytest.mark.parametrize("kind", ["package", "module", *["bare folder"] * (os.name != "nt")])
+@pytest.mark.parametrize("name", ["utils", "benchmarks"])
+def test_a_foreign_package_of_our_name_is_found(monkeypatch, tmp_path, kind, name):
+    """Lessons run in their folder, where PYTHONPATH comes first; here, in the course's folder, all would seem well."""
+    if kind == "module":
+        (tmp_path / f"{name}.py").write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    if kind == "package":
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('never run')")
+    later = [] if kind == "bare folder" else [str(ROOT)]  # Python takes a bare folder where it finds nothing better
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *later]))
+    if kind == "bare folder":
+        monkeypatch.setattr(sys, "executable", bare_python(tmp_path))
+    row = the(name)
+    assert row.status == "fail" and "another package" in row.found and "PYTHONPATH" in row.remedy
+    assert str(tmp_path) not in row.found
+
+
+def bare_python(folder) -> str:
+    """A Python without the course among its packages."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_the_course_itself_is_not_foreign(monkeypatch):
+    assert not rows("utils") and not rows("benchmarks")
+    monkeypatch.setattr(doctor, "COLAB", True)
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert not rows("utils"), "on Colab the set-up cell sees to it"
+
+
 def test_unwritable_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "mine"))
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     row = next(row for row in rows("disk") if row.status == "fail")
     assert "cannot be written" in row.found and "COURSE_CACHE" in row.remedy
 
@@ -154,6 +261,21 @@ def test_little_memory(monkeypatch, free, status):
     row = the("memory")
     assert row.status == status and "8 GB" in row.found
     assert status == "ok" or "close other programs" in row.remedy
+
+
+def test_little_memory_left_in_a_container(monkeypatch, tmp_path):
+    import psutil
+
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: namedtuple("memory", "total available")(64 * 2**30, 32 * 2**30)
+    )
+    for name, text in {"max": 6 * 2**30, "current": 5 * 2**30, "stat": f"anon 1\ninactive_file {2**29}\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    look = doctor._container
+    monkeypatch.setattr(doctor, "_container", lambda: look(tmp_path))
+    assert the("memory").status == "fail" and "1.5 GB free of 6 GB" in the("memory").found
+    (tmp_path / "memory.max").write_text("max\n")
+    assert the("memory").status == "ok" and "64 GB" in the("memory").found
 
 
 def test_every_page_tells_the_same_memory():

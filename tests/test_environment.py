@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,10 +15,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from rattler import MatchSpec
 
+from tools import pins as pins_tool
 from utils import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-WANTED = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+WANTED = [Requirement(line) for line in PROJECT["dependencies"]]
+WANTED_DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 SYSTEMS = {
     "Linux": dict(sys_platform="linux", os_name="posix", platform_system="Linux", platform_machine="x86_64"),
@@ -43,10 +46,65 @@ def pins(lines, **environment) -> dict[str, Version]:
     return found
 
 
-LINES = pip_lines(ROOT / "requirements.txt")
+LINES = pip_lines(ROOT / "requirements.txt")  # learners'
+FIRST, *DEV = pip_lines(ROOT / "requirements-dev.txt")  # what maintainers add
 
 
-@pytest.mark.parametrize("line", LINES)
+def test_maintainers_get_what_learners_get_and_more():
+    """Each pin stands in one of the two files, so they cannot disagree."""
+    assert FIRST == "-r requirements.txt"
+    names, more = ({canonicalize_name(Requirement(line).name) for line in lines} for lines in (LINES, DEV))
+    assert not names & more
+    assert {"torch", "jupyterlab", "nbstripout"} <= names and {"pytest", "ruff", "sphinx", "uv", "playwright"} <= more
+
+
+def test_learners_need_nothing_of_what_maintainers_add():
+    """All that the learners' packages ask for, by their own metadata on this machine, is in the learners' list or unpinned."""
+    more, seen = pins(DEV), set()
+    queue = [(canonicalize_name(need.name), need.extras) for need in WANTED]
+    while queue:
+        name, extras = queue.pop()
+        if (name, *extras) in seen:
+            continue
+        seen.add((name, *extras))
+        assert name not in more, f"{name} is in requirements-dev.txt, and learners need it: run `make pins`"
+        for line in metadata.requires(name) or ():
+            need = Requirement(line)
+            if any(need.marker is None or need.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
+                queue.append((canonicalize_name(need.name), tuple(sorted(need.extras))))
+    assert len(seen) > 100
+
+
+def test_every_pin_comes_from_one_resolution(monkeypatch, tmp_path, capsys):
+    """Of the second run of uv only the names are taken, whatever versions and markers it may tell."""
+    everything = ["a==1 ; python_version < '3.12'", "a==2 ; python_version >= '3.12'", "b==1", "nvidia-x==1", "c-d==4"]
+    asked = []
+
+    def resolve(*options):
+        asked.append(options)
+        if options[0] == "--constraint":
+            assert Path(options[1]).read_text().splitlines() == everything
+            return ["a==2", "nvidia-x==1"]
+        return everything
+
+    monkeypatch.setattr(pins_tool, "resolve", resolve)
+    monkeypatch.setattr(pins_tool, "ROOT", tmp_path)
+    pins_tool.main()
+    assert asked[0] == ("--extra", "dev") and len(asked) == 2
+    assert pip_lines(tmp_path / "requirements.txt") == everything[:2]
+    assert pip_lines(tmp_path / "requirements-dev.txt") == ["-r requirements.txt", "b==1", "c-d==4"]
+    assert "2 pins, requirements-dev.txt: 2 more" in capsys.readouterr().out
+
+
+def test_pins_that_cannot_be_found_change_nothing(monkeypatch, tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "1"\nrequires-python = ">=9"\n')
+    monkeypatch.setattr(pins_tool, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match="No file was changed"):
+        pins_tool.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+@pytest.mark.parametrize("line", LINES + DEV)
 def test_every_requirement_is_an_exact_pin(line):
     pin = Requirement(line)
     (specifier,) = pin.specifier
@@ -65,23 +123,24 @@ def test_torch_is_pinned_without_cuda_companions():
 @pytest.mark.parametrize("python", PYTHONS)
 def test_pins_meet_the_ranges_of_pyproject_everywhere(system, python):
     environment = dict(SYSTEMS[system], python_full_version=python, python_version=".".join(python.split(".")[:2]))
-    found = pins(LINES, **environment)
-    for wanted in WANTED:
+    learners = pins(LINES, **environment)
+    for wanted in WANTED + WANTED_DEV:
+        found = learners if wanted in WANTED else learners | pins(DEV, **environment)
         version = found.get(canonicalize_name(wanted.name))
-        assert version, f"{wanted.name} is in pyproject.toml but not in requirements.txt: run `make pins`"
+        assert version, f"{wanted.name} is in pyproject.toml but not in its list of pins: run `make pins`"
         assert wanted.specifier.contains(version), (
             f"{wanted.name}=={version} is outside {wanted.specifier}: `make pins`"
         )
 
 
 def test_installed_versions_are_the_pins():
-    """Where this fails, the environment is not the course's: `make setup`."""
+    """Where this fails, the environment is not the one that `make test` makes."""
     differing = {
         name: (metadata.version(name), str(pin))
-        for name, pin in pins(LINES).items()
+        for name, pin in pins(LINES + DEV).items()
         if Version(metadata.version(name)).public != str(pin)
     }
-    assert not differing, f"{{package: (installed, pinned)}} = {differing}; run `make setup`"
+    assert not differing, f"{{package: (installed, pinned)}} = {differing}; run `make test`"
 
 
 def test_installed_packages_agree_with_each_other():

@@ -113,6 +113,31 @@ def test_no_two_answers_share_most_of_their_words():
 # --- loading ---
 
 
+def test_what_is_held_out_is_written_here_once_more():
+    """A topic that moves to training would make the test easier, and no other test could tell."""
+    parts = data.load_instructions(profiles.get("cpu"), verbose=False)
+    assert sorted(set(parts["validation"]["topic"])) == [
+        "collecting data",
+        "generating answers",
+        "reading comparisons",
+        "target modules",
+    ]
+    assert sorted(set(parts["test"]["topic"])) == [
+        "NaN and precision",
+        "batch size",
+        "cost of full fine-tuning",
+        "counting parameters",
+        "double quantisation",
+        "freezing by name",
+        "gradient accumulation",
+        "merging",
+        "overfitting and stopping",
+        "packing and sequence length",
+        "serving and latency",
+        "unanswerable questions",
+    ]
+
+
 def test_splits_are_by_topic_and_complete():
     parts = data.load_instructions(profiles.get("cpu"), verbose=False)
     topics = {name: set(part["topic"]) for name, part in parts.items()}

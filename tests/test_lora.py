@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from utils import lora, lowrank
 from utils.lora import LoRALinear
@@ -330,6 +331,157 @@ def test_numbers_from_numpy_are_welcome():
     assert layer.scaling == 2 and layer.lora_A.shape == (2, 6)
 
 
+# --- who else reads or holds the weight ---
+
+
+def trained(model, targets, **options):
+    """`model` with LoRA on `targets`, B away from zero."""
+    torch.manual_seed(1)
+    lora.inject(model, targets, 2, 4, **options)
+    for _, layer in lora.layers(model):
+        nn.init.normal_(layer.lora_B, std=0.3)
+    return model
+
+
+def by_hand(model, x):
+    """The same model's answer with every update added to the weights of a copy, and LoRA nowhere."""
+    plain = copy.deepcopy(model)
+    for name, layer in lora.layers(plain):
+        if layer.enabled and not layer.merged:
+            layer.base_layer.weight.data += layer.delta_weight.to(layer.base_layer.weight.dtype)
+        parent, _, child = name.rpartition(".")
+        setattr(plain.get_submodule(parent), child, layer.base_layer)
+    return plain(x)
+
+
+def encoder(targets, **options):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    return trained(nn.TransformerEncoder(layer, 2), targets, **options)
+
+
+@pytest.mark.parametrize("targets", [["linear1", "linear2"], ["out_proj"], r".*"])
+@pytest.mark.parametrize("state", ["live", "merged", "switched off"])
+@pytest.mark.parametrize("way", ["train", "eval", "fast path"])
+def test_parents_that_read_the_weight_see_the_update(targets, state, way):
+    """PyTorch's encoder reads the weights in eval, and attention those of out_proj always; both never call the layer then."""
+    model = encoder(targets).train(way == "train")
+    for _, layer in lora.layers(model):
+        if state == "merged":
+            layer.merge()
+        layer.enabled = state != "switched off"
+    x = torch.randn(3, 5, 8)
+    with torch.set_grad_enabled(way != "fast path"):
+        assert torch.is_grad_enabled() != (way == "fast path")
+        torch.testing.assert_close(model(x), by_hand(model, x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_that_is_only_read_learns():
+    model = encoder(["out_proj"]).train()
+    model(torch.randn(3, 5, 8)).square().sum().backward()
+    assert all(p.grad.any() for _, layer in lora.layers(model) for p in (layer.lora_A, layer.lora_B))
+
+
+def test_dropout_where_it_could_not_act_is_refused():
+    attention = nn.MultiheadAttention(8, 2)
+    with pytest.raises(ValueError, match=r"dropout=0.1, but nn.MultiheadAttention reads .*dropout=0"):
+        lora.inject(attention, ["out_proj"], 2, 4, dropout=0.1)
+    assert not lora.layers(attention)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_a_weight_that_is_computed_is_refused(compute):
+    with pytest.raises(TypeError, match=r"computes its weight anew.*remove_parametrizations"):
+        LoRALinear(compute(nn.Linear(6, 5)), 2, 4)
+
+
+class Tied(nn.Module):
+    """A small language model: the head's weight is the embedding's."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.proj, self.lm_head = nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False)
+        self.lm_head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.lm_head(torch.tanh(self.proj(self.embed(x))))
+
+
+def test_tied_weights_are_refused_by_both_names():
+    model = Tied()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"'lm_head' shares its weight with 'embed' .*nn.Parameter of its own"):
+        lora.inject(model, ["lm_head", "proj"], 2, 4)
+    assert same(before, snapshot(model))
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())  # as the message says
+    assert lora.inject(model, ["lm_head", "proj"], 2, 4) == ["proj", "lm_head"]
+
+
+def test_two_linear_layers_with_one_weight_are_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    for target in ("0", "1"):
+        with pytest.raises(ValueError, match=rf"'{target}' shares its weight with '{1 - int(target)}'"):
+            lora.inject(model, [target], 2, 4)
+
+
+def test_a_merge_by_hand_leaves_the_embedding_alone():
+    """Whoever wraps a tied head without inject() gets a head with a weight of its own."""
+    model, x = Tied(), torch.arange(12)
+    model.lm_head = LoRALinear(model.lm_head, 2, 4)
+    nn.init.normal_(model.lm_head.lora_B)
+    live, embedding = model(x), model.embed.weight.clone()
+    model.lm_head.merge()
+    assert torch.equal(model.embed.weight, embedding)
+    torch.testing.assert_close(model(x), live, rtol=1e-4, atol=1e-5)
+    lora.merge_all(model)
+    assert torch.equal(model.embed.weight, embedding)
+    torch.testing.assert_close(model(x), live, rtol=1e-4, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """One linear layer under two names, as in models that share layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.blocks = nn.ModuleDict({"second": self.first, "other": nn.Linear(8, 8)})
+
+    def forward(self, x):
+        return self.blocks["other"](torch.tanh(self.first(x))) + self.blocks["second"](x)
+
+
+@pytest.mark.parametrize("targets", [["first"], ["second"], ["first", "second"], r"blocks\.second", r"first"])
+def test_a_layer_with_two_names_is_wrapped_once_under_both(targets):
+    model, x = Twice(), torch.randn(3, 8)
+    assert lora.inject(model, targets, 2, 4) == ["first"]
+    assert model.first is model.blocks["second"] and isinstance(model.first, LoRALinear)
+    nn.init.normal_(model.first.lora_B)
+    live = model(x)
+    assert [name for name, _ in lora.layers(model)] == ["first"]
+    for again in (["first"], ["second"]):
+        with pytest.raises(ValueError, match="wrapped already"):
+            lora.inject(model, again, 2, 4)
+    assert lora.merge_all(model) == ["first"]
+    assert type(model.first) is nn.Linear and model.first is model.blocks["second"]
+    torch.testing.assert_close(model(x), live, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_that_is_used_twice_is_wrapped_once():
+    shared = Block()
+    model = trained(nn.Sequential(shared, shared), ["query"])
+    assert len(lora.layers(model)) == 1
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(model(x), by_hand(model, x))
+
+
 # --- a base in four bits ---
 
 
@@ -488,6 +640,52 @@ def test_merge_all_leaves_the_plain_model(merged_before):
     assert lora.merge_all(model) == []
 
 
+SPOILT = {
+    "four bits": r"quantised \(torch.uint8\).*16-bit base",
+    "NaN in A": "lora_A holds NaN or infinity",
+    "infinity in B": "lora_B holds NaN or infinity",
+    "NaN in the base": "the base weight holds NaN or infinity",
+    "too large in float16": r"too large for torch.float16.*wider dtype",
+    "too large in float32": "too large for torch.float32",
+}
+
+
+@torch.no_grad()
+def spoil(layer, what):
+    if what == "four bits":
+        layer.base_layer.weight = nn.Parameter(torch.zeros(8, 4, dtype=torch.uint8), requires_grad=False)
+    elif what == "NaN in A":
+        layer.lora_A[0, 0] = math.nan
+    elif what == "infinity in B":
+        layer.lora_B[0, 0] = -math.inf
+    elif what == "NaN in the base":
+        layer.base_layer.weight[0, 0] = math.nan
+    else:
+        large = 1e3 if "16" in what else 1e30
+        layer.base_layer.to(torch.float16 if "16" in what else torch.float32)
+        layer.lora_A.fill_(large)
+        layer.lora_B.fill_(large)
+
+
+@pytest.mark.parametrize("what", SPOILT)
+@pytest.mark.parametrize("place", [0, 3])
+def test_merge_all_is_all_or_nothing(what, place):
+    model = adapted()
+    name, layer = lora.layers(model)[place]
+    spoil(layer, what)
+    before = snapshot(model)
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: .*{SPOILT[what]}.*Nothing was merged\.$"):
+        lora.merge_all(model)
+    assert len(lora.layers(model)) == 4 and not any(layer.merged for _, layer in lora.layers(model))
+    after = snapshot(model)
+    assert before[:2] == after[:2]
+    for key, tensor in before[2].items():
+        torch.testing.assert_close(after[2][key], tensor, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises((TypeError, ValueError), match=SPOILT[what]):
+        layer.merge()
+    assert not layer.merged
+
+
 # --- saving ---
 
 
@@ -546,11 +744,16 @@ def reshape(state):
     state["layers.1.value.lora_B"] = torch.zeros(8, 3)
 
 
+def poison(state):
+    state["layers.0.query.lora_B"][0, 0] = math.nan
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
         ((drop,), r"missing: classifier.bias, layers.0.query.lora_A"),
         ((add,), r"unexpected: layers.9.query.lora_A"),
+        ((poison,), r"not finite: layers.0.query.lora_B"),
         ((reshape,), r"wrong shape: layers.1.value.lora_B is \(8, 3\), the model's \(8, 2\)"),
         ((drop, add, reshape), r"missing: .*unexpected: .*wrong shape: .*target_modules and r"),
     ],
@@ -563,6 +766,19 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(spoil, told):
     with pytest.raises(ValueError, match=told):
         lora.load_lora_state_dict(model, state)
     assert same(before, snapshot(model))
+
+
+def test_an_adapter_too_large_to_merge_leaves_the_merged_one():
+    model, state = adapted(seed=1).half(), lora.lora_state_dict(adapted(seed=2))
+    for name in state:
+        if "lora_" in name:
+            state[name].fill_(1e3)
+    for _, layer in lora.layers(model):
+        layer.merge()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"too large for torch\.float16"):
+        lora.load_lora_state_dict(model, state)
+    assert same(before, snapshot(model)) and all(layer.merged for _, layer in lora.layers(model))
 
 
 def test_a_model_without_lora_has_no_adapter():
@@ -593,3 +809,14 @@ def test_counts_of_a_model_without_lora():
     whole = sum(p.numel() for p in model.parameters())
     assert lora.count_parameters(model) == (0, 18, whole - 18, 0, whole)
     assert lora.count_parameters(model.requires_grad_(False)) == (0, 0, 0, whole, whole)
+
+
+def test_embeddings_and_magnitudes_of_peft_count_as_lora():
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 8))
+    theirs = get_peft_model(model, LoraConfig(r=2, target_modules=["0", "1"], use_dora=True))
+    counts = lora.count_parameters(theirs)
+    learning = {name.split(".")[3]: p.numel() for name, p in theirs.named_parameters() if p.requires_grad}
+    assert learning.keys() == lora.LORA and counts[:3] == (2 * 8 + 2 * 12 + 8 + 2 * 8 + 2 * 8 + 8, 0, 0)

@@ -535,6 +535,7 @@ def test_errors_of_kind(options):
         ("", "is not JSON"),
         ("{model", "is not JSON"),
         ("[1]", "names no model_type"),
+        ("[" * 100_000, "is not JSON"),
         ("{}", "names no model_type; the planner reads the config.json of a text model"),
         ('{"model_type": "mistrall"}', "type 'mistrall', which transformers does not know; did you mean mistral"),
         ('{"model_type": "llava", "vision_config": {}}', "reads more than text, .*save its text_config"),

@@ -181,14 +181,14 @@ def test_pip_would_judge_markers_by_the_python_that_runs_it(course, tmp_path):
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
 @pytest.mark.parametrize("system", prefetch.SYSTEMS)
 def test_the_real_pins_on_every_system(system, python):
-    from test_environment import LINES, SYSTEMS, pins
+    from test_environment import DEV, LINES, SYSTEMS, pins
 
     name = {"linux": "Linux", "linux-arm": "Linux", "macos": "macOS", "windows": "Windows"}[system]
     theirs = dict(SYSTEMS[name], platform_machine="aarch64") if system == "linux-arm" else SYSTEMS[name]
     for environment in prefetch.environments(f"{system}-{python}"):
         _, wanted = prefetch.choose(prefetch._pins(), [], f"{system}-{python}", environment)
         full = environment["python_full_version"]
-        expected = pins(LINES, **theirs, python_version=python, python_full_version=full)
+        expected = pins(LINES + DEV, **theirs, python_version=python, python_full_version=full)
         assert {r.name: str(r.specifier) for r in map(Requirement, wanted)} == {
             k: f"=={v}" for k, v in expected.items()
         }

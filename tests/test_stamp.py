@@ -42,6 +42,12 @@ def test_everywhere_from_one_place(copy):
     assert not [name for name in contents(copy) if "/." in f"/{name}"], "nothing half-written is left"
 
 
+@pytest.mark.parametrize("wanted", ["ada/lora-course", "a/b", "A-1/_x.y-z.", f"{'a' * 39}/{'b' * 100}", "ada_corp/git"])
+def test_names_that_github_takes(wanted, monkeypatch, capsys):
+    monkeypatch.setattr(stamp, "stamp", lambda slug: [])
+    assert stamp.main([wanted]) == 0 and f"Stamped with {wanted}" in capsys.readouterr().out
+
+
 def test_twice_is_once_a_fork_is_stamped_anew_and_the_way_back_is_exact(copy):
     before = contents(copy)
     stamp.stamp("ada/lora-course", copy)
@@ -64,7 +70,22 @@ def test_nothing_is_written_where_a_place_is_missing(copy):
 
 
 @pytest.mark.parametrize(
-    "wanted", ["", "lora-course", "https://github.com/ada/lora-course", "a/b/c", "ada/", "-a/b", "a b/c"]
+    "wanted",
+    ["", "lora-course", "https://github.com/ada/lora-course", "a/b/c", "ada/", "-a/b", "a b/c", "/b", "a/b\n", "a/b c"]
+    + [
+        "ada/.",
+        "ada/..",
+        "ada/.b",
+        "ada/-b",
+        "ada/b.git",
+        "ada/B.GIT",
+        "ada/b.wiki",
+        ".ada/b",
+        "a-/b",
+        "a--b/c",
+        "../b",
+    ]
+    + [f"{'a' * 40}/b", f"a/{'b' * 101}", "äda/b", "a/größe", "a/b\\c", 'a/"; true; "', "$(true)/b", "ſ/b"],
 )
 def test_what_is_no_repository_is_refused_in_a_sentence(wanted, capsys):
     assert stamp.main([wanted]) == 2

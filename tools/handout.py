@@ -15,7 +15,7 @@ from nbconvert.preprocessors import TagRemovePreprocessor
 
 import tools
 from tools import lessons
-from utils import ROOT
+from utils import ROOT, console
 
 HANDOUT = lessons.BUILD / "handout"
 TITLE = "# @title Solution"
@@ -112,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -4,12 +4,15 @@ python -m tools.lessons run [04 …] [--profile cpu]
 """
 
 import argparse
+import asyncio
 import base64
+import contextlib
 import copy
 import hashlib
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +22,7 @@ from pathlib import Path
 import nbformat
 
 from tools import write
-from utils import ROOT
+from utils import ROOT, console
 
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
@@ -62,11 +65,27 @@ class Result:
 def execute(notebook, profile: str, folder=NOTEBOOKS, kernel="python3", **env) -> Result:
     """Run a notebook (not in place) with COURSE_PROFILE=profile and claims enforced; further `env` for its kernel."""
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    class Client(NotebookClient):
+        """nbclient's own answer to Ctrl-C takes the kernel away and then trips over it; here the run is cancelled."""
+
+        stopped = False
+
+        async def async_start_new_kernel(self, **options):
+            def stop():
+                self.stopped, self.shutdown_kernel = True, "immediate"
+                task.cancel()
+
+            task, loop = asyncio.current_task(), asyncio.get_running_loop()
+            with contextlib.suppress(RuntimeError):  # Windows has no such handlers, nor has a thread
+                loop.add_signal_handler(signal.SIGINT, stop)
+                loop.add_signal_handler(signal.SIGTERM, stop)
+            await super().async_start_new_kernel(**options)
 
     notebook = copy.deepcopy(notebook)
     began, times = {}, {}
-    client = NotebookClient(
+    client = Client(
         notebook,
         timeout=1200,
         kernel_name=kernel,
@@ -84,8 +103,13 @@ def execute(notebook, profile: str, folder=NOTEBOOKS, kernel="python3", **env) -
     settings = {"COURSE_PROFILE": profile, "COURSE_ENFORCE": "1", "PYTHONPATH": path, "PYTHONSTARTUP": startup, **env}
     try:
         client.execute(env={**os.environ, **settings})
-    except CellExecutionError as failure:
-        error = str(failure)
+    except (Exception, asyncio.CancelledError) as failure:
+        if client.stopped:
+            raise KeyboardInterrupt from None
+        if isinstance(failure, DeadKernelError):
+            error = "The kernel died: the memory was full, or it was ended from outside."
+        else:
+            error = str(failure) if isinstance(failure, CellExecutionError) else f"{type(failure).__name__}: {failure}"
     worst = max(times, key=times.get, default=0)
     name, sections = notebook.cells[worst].get("id", ""), by_section(notebook, times)
     return Result(notebook, time.time() - start, times.get(worst, 0.0), name, error, sections)
@@ -181,7 +205,11 @@ def main() -> int:
     for path in lessons(options.names):
         print(f"{path.stem} …", flush=True)
         env = {"COURSE_BUILD": str(BUILD), **({"HF_HUB_OFFLINE": "1"} if profile.offline else {})}
-        result = execute(nbformat.read(path, as_version=4), profile.name, **env)
+        try:
+            result = execute(nbformat.read(path, as_version=4), profile.name, **env)
+        except KeyboardInterrupt:
+            print(f"Stopped in {path.stem}; nothing of it was kept, the lessons before it are done.", file=sys.stderr)
+            return 130
         save(result.notebook, folder / path.name)
         row = f"{path.stem:<32}{result.seconds:>6.0f} s   slowest cell {result.slowest:>5.0f} s ({result.slowest_cell})"
         rows.append(row + ("   FAILED" if result.error else ""))
@@ -199,9 +227,9 @@ def main() -> int:
             write(teaching, stamp_teaching(teaching.read_text(encoding="utf-8"), path.name[:2], result))
             if path.name.startswith("04"):
                 save_readme_figure(result.notebook)
-    print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {folder.relative_to(ROOT)}/.")
+    print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {os.path.relpath(folder, ROOT)}/.")
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -6,7 +6,6 @@ python -m tools.links --check [URL …]    tries each (or those named) and tells
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from tools import write
-from utils import ROOT
+from utils import ROOT, console
 
 LIST = ROOT / "docs" / "links.txt"
 DOCUMENTS = ("*.md", "data/*.md", "docs/*.md", ".github/**/*.md", ".github/ISSUE_TEMPLATE/*.yml", "notebooks/*.ipynb")
@@ -130,4 +129,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

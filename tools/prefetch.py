@@ -20,7 +20,11 @@ import tempfile
 from pathlib import Path
 
 from tools import write
-from utils import ROOT, assets  # `--use` runs before there is an environment: at the top only the standard library
+from utils import (
+    ROOT,
+    assets,
+    console,
+)  # `--use` runs before there is an environment: only the standard library at the top
 
 FOLDER = ROOT / "build" / "prefetch"
 SYSTEMS = {  # name: (its values in the pins' markers, oldest release that the wheels are for)
@@ -268,9 +272,10 @@ def _packages(folder: Path, aside: Path) -> dict:
 
 
 def _pins() -> list[str]:
-    """The lines of requirements.txt."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+    """What learners and maintainers install: with both lists, a room without a network can run the tests too."""
+    files = [ROOT / name for name in ("requirements.txt", "requirements-dev.txt")]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith(("#", "-r "))]
 
 
 def _course() -> str:
@@ -394,4 +399,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 
 from tools import stamp
-from utils import ROOT, data
+from utils import ROOT, console, data
 
 CONF = ROOT / "docs"
 FAQ = "data/lora_faq.jsonl"
@@ -229,6 +229,10 @@ def swap(new: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
     seconds = build()
     print(f"build/site/index.html: built in {seconds:.0f} s. Open it in a browser.")
+
+
+if __name__ == "__main__":
+    console.run(main)

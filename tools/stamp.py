@@ -11,7 +11,7 @@ import nbformat
 
 from tools import write
 from tools.lessons import between
-from utils import ROOT
+from utils import ROOT, console
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
@@ -75,10 +75,14 @@ def stamp(slug: str, root=ROOT) -> list[str]:
     return [str(path.relative_to(root)) for path in changed]
 
 
+# GitHub's own rules: an owner of 1 to 39 letters, digits and single hyphens between them (an underscore stands in the names that
+# companies give), a name of 1 to 100, which may hold dots but is no path and ends neither in .git nor in .wiki.
+OWNER, NAME = r"(?=.{1,39}/)[a-z0-9]+(?:[-_][a-z0-9]+)*", r"(?=.{1,100}\Z)\w[\w.-]*(?<!\.git)(?<!\.wiki)"
+
+
 def main(arguments: list[str]) -> int:
     wanted = arguments[0] if len(arguments) == 1 else ""
-    # GitHub's own rules for the two names
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})/[A-Za-z0-9._-]{1,100}", wanted):
+    if not re.fullmatch(f"{OWNER}/{NAME}", wanted, re.IGNORECASE | re.ASCII):
         print(
             f"{wanted!r} is not a repository's name on GitHub; give its owner and name: make stamp REPO=owner/name",
             file=sys.stderr,
@@ -90,4 +94,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    console.run(lambda: main(sys.argv[1:]))

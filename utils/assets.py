@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partialmethod
 from pathlib import Path
 
-from utils import ROOT
+from utils import ROOT, SettingError, console, named_folder
 
 PINS = ROOT / "data" / "assets.txt"
 RECIPE = 1  # raise it when a conversion below changes: built assets are then built again
@@ -33,7 +33,10 @@ class AssetError(RuntimeError):
 
 def cache_dir() -> Path:
     """The folder that holds the assets: COURSE_CACHE (a relative one counts from the course's folder), or data/cache."""
-    return ROOT / Path(os.environ.get("COURSE_CACHE") or "data/cache").expanduser()
+    try:
+        return named_folder("COURSE_CACHE", "data/cache")
+    except SettingError as error:
+        raise AssetError(str(error)) from error
 
 
 def path(name: str) -> Path:
@@ -181,7 +184,7 @@ def _intact(folder: Path, name: str) -> bool:
                     return False
                 known["mtime_ns"] = stat.st_mtime_ns
                 moved = True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     if moved:  # copied from elsewhere, unchanged: remember the new times
         try:
@@ -367,7 +370,10 @@ def _ticking(text: str, tick=lambda: "."):
 
     def beat():
         while not done.wait(2):
-            print(tick(), end=" ", flush=True)
+            try:
+                print(tick(), end=" ", flush=True)
+            except OSError:  # nobody reads it any more
+                return
 
     print(text, end=" ", flush=True)
     thread = threading.Thread(target=beat, daemon=True)
@@ -396,4 +402,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -3,6 +3,8 @@
 import os
 from numbers import Integral
 
+from utils.console import say
+
 
 class CheckFailed(AssertionError):
     """An exercise's answer is not right yet (only raised with COURSE_STRICT=1)."""
@@ -28,10 +30,10 @@ def check(title: str):
                 hint = f"your answer raised {type(error).__name__}: {error}"
             else:
                 run.passed = True
-                print(f"[x] {title}")
+                say(f"[x] {title}")
                 return
             run.passed = False
-            print(f"[ ] {title}: {hint}")
+            say(f"[ ] {title}: {hint}")
             if os.environ.get("COURSE_STRICT") == "1":
                 raise CheckFailed(f"{title}: {hint}")
 
@@ -82,6 +84,6 @@ def claim(what: str, measured, *, expect=None, published=None, source: str = "",
     if published is not None:
         parts.append(f"published {show(published)}" + (f" ({source})" if source else ""))
     line = f"{'✓' if holds else '✗'} {what}: " + " · ".join(parts)
-    print(line)
+    say(line)
     if not holds and os.environ.get("COURSE_ENFORCE") == "1":
         raise ClaimFailed(line)

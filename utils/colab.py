@@ -3,9 +3,11 @@
 What Colab brings (torch, numpy, pandas …) is held at its version; what is missing is installed within pyproject.toml's ranges.
 """
 
+import io
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 from importlib.metadata import PackageNotFoundError, distributions, version
@@ -26,7 +28,7 @@ HELD = (
     "matplotlib",
     "scikit-learn",
 )
-NOT_NEEDED = ("jupyterlab", "setuptools")  # Colab is the notebook server
+NOT_NEEDED = ("jupyterlab", "nbclient", "nbconvert", "nbstripout", "setuptools")  # Colab is the notebook server
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
@@ -48,7 +50,8 @@ def missing(requirements: list[str]) -> list[str]:
     for line in requirements:
         wanted = Requirement(line)
         try:
-            if not wanted.specifier.contains(version(wanted.name), prereleases=True):
+            here = version(wanted.name)  # None where an installation was cut short
+            if not here or not wanted.specifier.contains(here, prereleases=True):
                 lacking.append(line)
         except PackageNotFoundError:
             lacking.append(line)
@@ -77,7 +80,27 @@ def pip(*arguments: str) -> None:
         sys.exit(f"pip could not {arguments[0]} what the course needs ({last}). Run the set-up cell again.")
 
 
+def mend() -> None:
+    """Bring back what a clone that was cut short has left out; what a reader has changed stays as it is."""
+
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True)
+
+    if not (ROOT / ".git").exists():
+        return
+    listed = git("ls-tree", "-r", "-z", "--name-only", "HEAD")
+    absent = [name for name in listed.stdout.decode().split("\0") if name and not (ROOT / name).exists()]
+    files = git("archive", "HEAD", *absent) if absent else listed
+    if listed.returncode or files.returncode:
+        sys.exit(f"The course in {ROOT} was only half fetched: remove that folder, then run the set-up cell again.")
+    if absent:
+        print(f"Bringing back {len(absent)} missing files of the course.", flush=True)
+        with tarfile.open(fileobj=io.BytesIO(files.stdout)) as archive:
+            archive.extractall(ROOT, filter="data")
+
+
 def main() -> None:
+    mend()
     if torchao_in_the_way():
         pip("uninstall", "--yes", "torchao")
     if lacking := missing(needed()):

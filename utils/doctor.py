@@ -3,16 +3,19 @@
 What it prints may be pasted anywhere: it names no folder, machine or user, and says the same from run to run.
 """
 
+import math
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 import textwrap
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import ROOT
+from utils import ROOT, SettingError, console, named_folder
 
 MEMORY_GB, DISK_GB = 5, 2  # what the largest lesson (06, measured) and the set-up need
 INSTALL = "Run `make setup`, or `python -m pip install -r requirements.txt` in the course's environment."
@@ -35,13 +38,16 @@ def report() -> list[Finding]:
         remedy = "Install Python 3.11 or later, then run `make setup PYTHON=python3.12` with its name."
         return [Finding("fail", "Python", python, remedy)]
     rows = [Finding("ok", "Python", python)]
-    for look in (_packages, _kernel, _profile, _device, _memory, _assets, _four_bits):
+    for look in (_packages, _kernel, _shadow, _profile, _device, _memory, _home, _build, _assets, _four_bits):
         try:
             rows += look()
         except Exception as error:  # a broken package is a finding, not a crash
             status = "warn" if look is _four_bits else "fail"  # only some lessons quantise
             what = look.__name__.strip("_").replace("_", " ")
-            rows.append(Finding(status, what, f"{type(error).__name__}: {error}", INSTALL))
+            if isinstance(error.__cause__ or error, SettingError):
+                rows.append(Finding("fail", what, str(error), "Set that variable anew, then restart the kernel."))
+            else:
+                rows.append(Finding(status, what, f"{type(error).__name__}: {error}", INSTALL))
     return [row._replace(found=_anonymous(row.found)) for row in rows]
 
 
@@ -50,9 +56,9 @@ def show(rows: list[Finding]) -> None:
     width = max(len(row.what) for row in rows)
     margin = " " * (width + 8)
     for row in rows:
-        print(textwrap.fill(f"{row.status:<6}{row.what:<{width}}  {row.found}", 110, subsequent_indent=margin))
+        console.say(textwrap.fill(f"{row.status:<6}{row.what:<{width}}  {row.found}", 110, subsequent_indent=margin))
         if row.remedy:
-            print(textwrap.fill("-> " + row.remedy, 110, initial_indent=margin, subsequent_indent=margin + "   "))
+            console.say(textwrap.fill("-> " + row.remedy, 110, initial_indent=margin, subsequent_indent=margin + "   "))
     failed, warned = (sum(row.status == status for row in rows) for status in ("fail", "warn"))
     verdict = f"To mend first: {failed}." if failed else "Ready: the lessons will run here."
     print(f"\n{verdict}" + (f" Worth knowing: {warned}." if warned else ""))
@@ -113,6 +119,22 @@ def _kernel():
     return [Finding("ok", "kernel", f"the course's environment, JupyterLab {metadata.version('jupyterlab')}")]
 
 
+def _shadow():
+    """Whose `utils` a lesson would import: asked of a Python of its own in the lessons' folder, for here ours comes first."""
+    rows = []
+    for name in () if COLAB else ("utils", "benchmarks"):
+        find = f"import importlib.util as i; s = i.find_spec({name!r}); print(s.origin or [*s.submodule_search_locations][0])"
+        command = [sys.executable, "-X", "utf8", "-c", find]
+        done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, encoding="utf-8")
+        if done.returncode == 0 and not Path(done.stdout.strip()).resolve().is_relative_to(ROOT / name):
+            remedy = (
+                f"In the folder notebooks, `python -c 'import {name}; print({name})'` tells which: unset PYTHONPATH if it leads "
+                "there, or rename or uninstall that package, then restart the kernel."
+            )
+            rows.append(Finding("fail", name, "lessons would import another package of this name", remedy))
+    return rows
+
+
 def _profile():
     from utils import profiles
 
@@ -153,15 +175,54 @@ def _memory():
     import psutil
 
     memory = psutil.virtual_memory()
-    cap = Path("/sys/fs/cgroup/memory.max")  # what a container may use
-    cap = cap.read_text().strip() if cap.exists() else "max"
-    total = min(memory.total, int(cap)) if cap.isdigit() else memory.total
-    free = min(memory.available, total) / 2**30
+    limit, used = _container()
+    total = min(memory.total, limit)
+    free = min(memory.available, limit - used) / 2**30
     if free >= MEMORY_GB:
         return [Finding("ok", "memory", f"{total / 2**30:.0f} GB, at least {MEMORY_GB} GB of it free")]
     remedy = f"The largest lesson needs about {MEMORY_GB} GB: close other programs and notebooks."
     status = "fail" if free < MEMORY_GB / 2 else "warn"
     return [Finding(status, "memory", f"{free:.1f} GB free of {total / 2**30:.0f} GB", remedy)]
+
+
+def _container(folder=Path("/sys/fs/cgroup")):
+    """(bytes that a container may use, bytes that it uses), caches that can be dropped left out; (inf, 0) where there is no limit."""
+    try:
+        limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+        return limit, used - int(cached[1])
+    except (OSError, ValueError, TypeError):  # no container, or "max"
+        return math.inf, 0
+
+
+def _home():
+    try:
+        writable = _writable(Path.home())
+    except RuntimeError:
+        remedy = "Set HOME to a folder that can be written: JupyterLab and other libraries keep their settings there."
+        return [Finding("warn", "home", "this system names no home folder", remedy)]
+    remedy = (
+        "Make it writable, or set HOME to a folder that is: JupyterLab and other libraries keep their settings there."
+    )
+    return [] if writable else [Finding("warn", "home", "the home folder cannot be written", remedy)]
+
+
+def _build():
+    if _writable(named_folder("COURSE_BUILD", "build")):
+        return []
+    remedy = "Make the course's folder writable, or point COURSE_BUILD to a folder that is, and COURSE_CACHE to one for the assets."
+    return [Finding("fail", "build", "the folder that lessons write to cannot be written", remedy)]
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file can be made in the folder, or in what there is of the way to it; the file is gone at once."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _assets():
@@ -173,11 +234,11 @@ def _assets():
     if bad:
         found = ", ".join(f"{name} {'damaged' if (folder / name).exists() else 'missing'}" for name in bad)
         rows = [Finding("fail", "assets", found, "Run `python -m utils.assets` once, with a network.")]
-    while not folder.exists():
-        folder = folder.parent
-    if bad and not os.access(folder, os.W_OK):
+    if bad and not _writable(folder):
         remedy = "Make that folder writable, or point COURSE_CACHE to one that is."
         rows.append(Finding("fail", "disk", "the folder for the assets cannot be written", remedy))
+    while not folder.exists():
+        folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
     if free >= DISK_GB:
         return [*rows, Finding("ok", "disk", f"at least {DISK_GB} GB free where the assets live")]
@@ -203,7 +264,7 @@ def _four_bits():
 
 def _anonymous(text: str) -> str:
     """One short line without a folder of this machine in it."""
-    for known in sorted({str(ROOT), sys.prefix, str(Path.home())}, key=len, reverse=True):
+    for known in sorted({str(ROOT), sys.prefix, os.path.expanduser("~")}, key=len, reverse=True):
         text = text.replace(known, "...") if len(known) > 1 else text
     return textwrap.shorten(re.sub(r"(?<![\w.])(?:[A-Za-z]:)?[\\/]+(?:[^\s\\/'\":,;]+[\\/])+", ".../", text), 200)
 
@@ -215,4 +276,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

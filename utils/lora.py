@@ -58,34 +58,68 @@ class LoRALinear(nn.Module):
         return self._base_weight is not None
 
     @property
+    def weight(self):
+        """The weight that acts now, W + scaling * B A or W: some parents read it and never call the layer (nn.MultiheadAttention
+        its `out_proj`, nn.TransformerEncoderLayer in eval). Dropout has no say in it; quantised weights are handed out as they are.
+        """
+        W = self.base_layer.weight
+        if self.merged:
+            return W if self.enabled else self._base_weight
+        return self._updated() if self.enabled and W.is_floating_point() else W
+
+    @property
+    def bias(self):
+        """The base's bias, (out_features,) or None."""
+        return self.base_layer.bias
+
+    @property
     def delta_weight(self):
         """scaling * B A, (out_features, in_features), computed in at least fp32."""
         kind = torch.promote_types(self.lora_A.dtype, torch.float32)
         return self.lora_B.to(kind) @ self.lora_A.to(kind) * self.scaling
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Add the update to the base's weight; again does nothing. The old weight is kept, so `unmerge` is exact in every dtype."""
-        if self.merged:
-            return
-        weight = self.base_layer.weight
-        if not weight.is_floating_point():
-            raise TypeError(
-                f"The base weight is quantised ({weight.dtype}); an update cannot be merged into it without loss. "
-                "Merge into the 16-bit base instead."
-            )
-        self._base_weight = weight.detach().clone()
-        weight.copy_(weight + self.delta_weight)  # the sum is taken in the wider dtype, then rounded once
+    def _updated(self):
+        """W + scaling * B A: the sum is taken in the wider dtype, then rounded once to W's."""
+        W = self.base_layer.weight
+        return (W + self.delta_weight).to(W.dtype)
 
     @torch.no_grad()
+    def mergeable(self):
+        """The weight that `merge` would give. Raises TypeError for a quantised base, ValueError where a number is not finite."""
+        W = self.base_layer.weight
+        if not W.is_floating_point():
+            raise TypeError(
+                f"The base weight is quantised ({W.dtype}); an update cannot be merged into it without loss. "
+                "Merge into the 16-bit base instead."
+            )
+        for what, tensor in (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("the base weight", W)):
+            if not tensor.isfinite().all():
+                raise ValueError(
+                    f"{what} holds NaN or infinity, which a merge would spread. Train again, or load it again."
+                )
+        updated = self._updated()
+        if not updated.isfinite().all():
+            raise ValueError(
+                f"The merged weight is too large for {W.dtype}. Merge into a base of a wider dtype, or train with smaller steps."
+            )
+        return updated
+
+    def merge(self) -> None:
+        """Put W + scaling * B A in W's place; again does nothing. W itself is kept untouched: whoever shares it keeps it, and
+        `unmerge` is exact in every dtype. Raises what `mergeable` raises."""
+        if not self.merged:
+            updated = self.mergeable()
+            self._base_weight = self.base_layer.weight.detach()
+            self.base_layer.weight = nn.Parameter(updated, requires_grad=False)
+
     def unmerge(self) -> None:
         """Put the old weight back; does nothing if not merged."""
         if self.merged:
-            self.base_layer.weight.copy_(self._base_weight)
+            self.base_layer.weight = nn.Parameter(self._base_weight, requires_grad=False)
             self._base_weight = None
 
     def to_linear(self) -> nn.Linear:
-        """The base layer with the update merged in for good. This wrapper is used up; the base's memory is reused."""
+        """The base layer with the update merged in for good. This wrapper is used up."""
         self.merge()
         self._base_weight = None
         return self.base_layer
@@ -99,6 +133,11 @@ def _validate(base_layer, r, alpha, dropout) -> None:
         raise TypeError(
             f"base_layer is a {type(base_layer).__name__}; LoRALinear wraps nn.Linear. Pass the linear layers inside it."
         )
+    if "weight" not in base_layer._parameters:
+        raise TypeError(
+            "The layer computes its weight anew from other tensors (weight_norm, pruning, …), so an update cannot be added to it. "
+            "Make that permanent first, with torch.nn.utils.parametrize.remove_parametrizations() or its like."
+        )
     largest = min(base_layer.in_features, base_layer.out_features)
     if isinstance(r, bool) or not isinstance(r, Integral) or not 1 <= r <= largest:
         raise ValueError(
@@ -109,6 +148,11 @@ def _validate(base_layer, r, alpha, dropout) -> None:
         raise ValueError(f"alpha={alpha!r}, but alpha must be a positive number; r or 2 * r is usual.")
     if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout!r}, but dropout must be at least 0 and below 1; 0 to 0.1 is usual.")
+    if dropout and isinstance(base_layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise ValueError(
+            f"dropout={dropout!r}, but nn.MultiheadAttention reads this layer's weight and never calls it, so no dropout can act "
+            "on its input. Use dropout=0, or leave out_proj out."
+        )
 
 
 def inject(model, target_modules, r: int, alpha: float, dropout: float = 0.0, use_rslora: bool = False) -> list[str]:
@@ -116,15 +160,17 @@ def inject(model, target_modules, r: int, alpha: float, dropout: float = 0.0, us
 
     target_modules: a list of names, each the end of a module's path ("query", "attention.output.dense"), or one regular
     expression for the whole path. Unfreeze what else shall learn (a new head, say) after this call.
-    Raises ValueError if nothing matches (with near misses) or if a match is wrapped already; the model is then unchanged.
+    A layer that has two names is wrapped once, under both. Raises ValueError if nothing matches (with near misses) or if a match
+    is wrapped already or shares its weight with another module; the model is then unchanged.
     """
     if isinstance(model, (nn.Linear, LoRALinear)):
         raise TypeError(
             f"The model is itself a {type(model).__name__}; inject() wraps layers inside one. Use LoRALinear(layer, …)."
         )
-    wrapped = {name for name, m in model.named_modules() if isinstance(m, LoRALinear)}
-    inside = {f"{name}.base_layer" for name in wrapped}
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside}
+    names = _names(model)
+    wrapped = {name for m in names if isinstance(m, LoRALinear) for name in names[m]}
+    inside = {m.base_layer for m in names if isinstance(m, LoRALinear)}
+    linears = {name: m for m in names if isinstance(m, nn.Linear) and m not in inside for name in names[m]}
     is_pattern = isinstance(target_modules, str)
     wanted = [target_modules] if is_pattern else list(target_modules)
     if not wanted:
@@ -143,16 +189,43 @@ def inject(model, target_modules, r: int, alpha: float, dropout: float = 0.0, us
     for target in wanted:
         if not any(matches(name, target) for name in linears):
             raise ValueError(_no_match(target, linears, model))
-    found = [name for name in linears if any(matches(name, target) for target in wanted)]
-    for name in found:
-        _validate(linears[name], r, alpha, dropout)
+    found = list(dict.fromkeys(m for name, m in linears.items() if any(matches(name, target) for target in wanted)))
+    for layer in found:
+        _validate(layer, r, alpha, dropout)
+        _refuse_tied(layer, names[layer][0], model)
     for name, parameter in model.named_parameters():
         if not _is_lora(name):  # what an earlier call wrapped goes on learning
             parameter.requires_grad_(False)
-    for name in found:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LoRALinear(linears[name], r, alpha, dropout, use_rslora))
-    return found
+    _replace(model, {layer: LoRALinear(layer, r, alpha, dropout, use_rslora) for layer in found})
+    return [names[layer][0] for layer in found]
+
+
+def _names(model) -> dict:
+    """{module: all its names}; a module that is registered twice has two."""
+    names = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def _replace(model, new: dict) -> None:
+    """Put new[module] in the place of each module, under every name that it has in `model`."""
+    for module, names in _names(model).items():
+        if module in new:
+            for name in names:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, new[module])
+
+
+def _refuse_tied(layer, name: str, model) -> None:
+    """PEFT warns of tied weights and then merges into both; here a model is never changed where nobody asked for it."""
+    for other, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter is layer.weight and model.get_submodule(other.rpartition(".")[0]) is not layer:
+            raise ValueError(
+                f"{name!r} shares its weight with {other.removesuffix('.weight')!r} (tied weights), and an update of one must not "
+                f"change the other. Leave {name!r} out of target_modules, or untie it first: give it a copy of the weight as an "
+                "nn.Parameter of its own, and set tie_word_embeddings=False in the model's config if it has one."
+            )
 
 
 def _no_match(target: str, linears: dict, model) -> str:
@@ -173,15 +246,22 @@ def layers(model):
 
 
 def merge_all(model) -> list[str]:
-    """Replace every LoRALinear of `model` by a plain linear layer that holds the update; returns their names."""
+    """Replace every LoRALinear of `model` by a plain linear layer that holds the update; returns their names.
+
+    All or none: where one layer cannot be merged, TypeError or ValueError names it and nothing has been changed.
+    """
     if isinstance(model, LoRALinear):
         raise TypeError(
             "The model is itself a LoRALinear; merge_all() replaces layers inside one. Use its to_linear()."
         )
     found = layers(model)
     for name, layer in found:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.to_linear())
+        try:
+            layer.merged or layer.mergeable()
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error} Nothing was merged.") from None
+    for _, layer in found:
+        _replace(model, {layer: layer.to_linear()})
     return [name for name, _ in found]
 
 
@@ -208,6 +288,7 @@ def load_lora_state_dict(model, state: dict) -> None:
         "missing": sorted(due - set(state)),
         "unexpected": sorted(set(state) - set(parameters)),
         "wrong shape": shapes,
+        "not finite": [n for n, tensor in state.items() if not tensor.isfinite().all()],
     }
     told = [f"{kind}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}" for kind, names in wrong.items() if names]
     if told:
@@ -215,12 +296,21 @@ def load_lora_state_dict(model, state: dict) -> None:
             f"The adapter does not fit this model ({'; '.join(told)}). Use the target_modules and r that it was trained with."
         )
     merged = [layer for _, layer in layers(model) if layer.merged]
-    for layer in merged:  # or the base would keep the old adapter's update
-        layer.unmerge()
-    for name, tensor in state.items():
-        parameters[name].copy_(tensor)
-    for layer in merged:
-        layer.merge()
+
+    def put(tensors):
+        for layer in merged:  # or the base would keep the old adapter's update
+            layer.unmerge()
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+        for layer in merged:
+            layer.merge()
+
+    before = {name: parameters[name].clone() for name in state}
+    try:
+        put(state)
+    except ValueError:  # finite, but too large once merged
+        put(before)
+        raise
 
 
 class Counts(NamedTuple):
@@ -258,5 +348,9 @@ def count_parameters(model) -> Counts:
     return Counts(lora, head, other, frozen, lora + head + other + frozen)
 
 
+# PEFT adds the last three, for embeddings and for DoRA
+LORA = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
+
+
 def _is_lora(name: str) -> bool:
-    return "lora_A" in name or "lora_B" in name
+    return not LORA.isdisjoint(name.split("."))

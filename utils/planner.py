@@ -18,6 +18,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
+from utils import console
+
 CONFIGS = Path(__file__).parent / "configs"
 ALIASES = {  # what profiles.py calls them
     "minilm-roberta": "minilm",
@@ -404,7 +406,7 @@ def read(model) -> tuple[str, dict]:
             raise ValueError(f"There is no model {name!r}; {told}, or give the path of a config.json.")
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} is not JSON ({error}); the planner reads a model's config.json.") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(f"{name!r} names no model_type; the planner reads the config.json of a text model.")
@@ -717,4 +719,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

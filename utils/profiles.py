@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import ROOT
+from utils import named_folder
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Profile:
     @property
     def build(self) -> Path:
         """Where a lesson may write; `build/` is ignored by git, COURSE_BUILD moves it."""
-        return Path(os.environ.get("COURSE_BUILD") or ROOT / "build")
+        return named_folder("COURSE_BUILD", "build")
 
 
 _LOCAL = dict(

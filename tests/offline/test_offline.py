@@ -146,6 +146,6 @@ def test_set_up(ready, run):
     assert made <= {".venv/", "data/cache/", "lora_course.egg-info/", "utils/__pycache__/", "tools/__pycache__/"}, made
 
 
-def test_suite(ready, run):
-    """`make test`, in the copy."""
-    assert run("make", "test", f"PYTHON={python()}").returncode == 0
+def test_suite(ready, run, folder):
+    """`make test`, in the copy; what it adds to the learners' packages comes from the folder too."""
+    assert run("make", "test", f"OFFLINE={folder}", f"PYTHON={python()}").returncode == 0
