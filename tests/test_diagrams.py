@@ -112,9 +112,9 @@ DRAWINGS = {
         lambda: diagrams.block(1024, 3072),
     ),
     "block with a narrow MLP": (
-        lambda: diagrams.block(4096, 4096, 64, "output"),
-        ["width 4096", "rank 64"],
-        lambda: diagrams.block(4096, 11008, 64, "output"),
+        lambda: diagrams.block(4, 4, 4, ("intermediate", "output")),
+        ["width 4", "rank 4"],
+        lambda: diagrams.block(4, 8, 4, ("intermediate", "output")),
     ),
     "adapter": (
         lambda: diagrams.adapter(6, 6, 1, 2),
@@ -437,6 +437,7 @@ def test_torch_s_tensors_will_do():
         (lambda: diagrams.block(768, 3072, 8, ("querry",)), "no matrix 'querry'; did you mean query"),
         (lambda: diagrams.block(768, 3072, 8), "give both"),
         (lambda: diagrams.block(768, 3072, None, ("query",)), "give both"),
+        (lambda: diagrams.block(6, 24, 7, "query"), "r=7, but these matrices have a rank of at most 6"),
         (lambda: diagrams.block(0, 3072), "d=0, but it must be a whole number from 1"),
         (lambda: diagrams.block(768, 3072.0), "inner=3072.0"),
         (lambda: diagrams.adapter(6, 4, 5), "r=5, but the rank must be a whole number from 1 to 4"),
