@@ -327,6 +327,11 @@ def test_signs_are_written_and_not_only_coloured():
     assert signs[:2] == ["−", "−"]
 
 
+@pytest.mark.parametrize("colour", [plots.BLUE, plots.RED])
+def test_deep_colours_stay_readable_on_a_projector(colour):
+    assert colours.contrast("black", sheet.mixed(colour, 1)) > 7 and sheet.ink(sheet.mixed(colour, 1)) == "black"
+
+
 @pytest.mark.parametrize("d, r", [(6, 1), (6, 2), (768, 64)])
 def test_a_and_b_are_true_to_scale(d, r):
     figure, _ = diagrams.adapter(d, d, r)

@@ -86,8 +86,8 @@ def cut(text: str, room: float, size: float = SMALL, bold: bool = False) -> str:
 
 
 def mixed(colour, share: float) -> tuple:
-    """`colour` on white, from 0 for white to 1."""
-    return tuple(1 - share * (1 - c) for c in to_rgb(colour))
+    """`colour` on white, the deeper the larger `share` is, from 0 to 1; never so deep that black is hard to read on it."""
+    return tuple(1 - 0.65 * share * (1 - c) for c in to_rgb(colour))
 
 
 def ink(fill) -> str:
