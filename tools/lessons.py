@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 
 from tools import write
-from utils import ROOT, console
+from utils import ROOT, console, plots
 
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
@@ -130,10 +130,15 @@ def clean(notebook, seconds: float):
     """Ready an executed notebook for a commit: its code's hash and minutes; no widgets, no progress bars, nothing random."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            for output in cell.outputs:
+                if output.get("metadata", {}).pop(
+                    "static", False
+                ):  # plots.box: its text stands for it where nothing runs
+                    output.data.pop(plots.WIDGET)
             cell.outputs = [
                 output
                 for output in cell.outputs
-                if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+                if plots.WIDGET not in output.get("data", {})
                 and not (output.get("name") == "stderr" and re.search(r"\d+%\|", output.get("text", "")))
             ]
             for output in cell.outputs:

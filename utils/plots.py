@@ -1,12 +1,14 @@
-"""One look for all figures, each shown with alternative text and a caption."""
+"""One look for all figures, each shown with alternative text and a caption; a slider, and a box to type into."""
 
 import base64
 import html
 import io
+import os
 
 # Okabe & Ito's colours, told apart by colour-blind readers; grey for what is only reference.
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6E6E6E"
 TINT = "#DCEBF5"  # a ground for black writing
+WIDGET = "application/vnd.jupyter.widget-view+json"
 STYLE = {
     "figure.figsize": (7.2, 3.4),
     "figure.dpi": 110,
@@ -70,3 +72,58 @@ def slider(draw, name: str, value: int, low: int, high: int, alt: str):
     shown = HTML(picture(value))
     control.observe(lambda change: setattr(shown, "value", picture(change["new"])), "value")
     return VBox([control, shown])
+
+
+def box(answer, name: str, value: str) -> None:
+    """A box `name` to type into, and below it what `answer(text)` says of it: of `value` at first, anew after Enter.
+
+    answer: gives a string, or {name: value} for a small table; what it raises is shown as a sentence (with COURSE_ENFORCE=1 the
+    first answer's error is raised). Pages on which nothing runs show `value` and its answer as plain text.
+    """
+    from IPython.display import display
+    from ipywidgets import HTML, Text, VBox
+
+    wide = {"width": "100%", "max_width": "44em"}
+    control = Text(
+        value, description=name, placeholder="Type here, then press Enter", continuous_update=False, layout=wide
+    )
+    control.style.description_width = "initial"
+    first = _answer(answer, value, enforce=os.environ.get("COURSE_ENFORCE") == "1")
+    shown = HTML(_html(first))
+
+    def reply(change) -> None:
+        shown.value = _html("Working on it …")
+        shown.value = _html(_answer(answer, change["new"]))
+
+    control.observe(reply, "value")
+    view = {"model_id": VBox([control, shown]).model_id, "version_major": 2, "version_minor": 0}
+    text = f"{name}: {value}\n{_plain(first)}"
+    display({WIDGET: view, "text/plain": text}, raw=True, metadata={"static": True})
+
+
+def _answer(answer, text: str, enforce: bool = False):
+    if not text.strip():
+        return "The box is empty: type a text into it, then press Enter."
+    try:
+        return answer(text.strip())
+    except Exception as error:  # whatever a reader types, there is no traceback
+        if enforce:
+            raise
+        return f"There is no answer to this text ({type(error).__name__}: {' '.join(str(error).split())}). Try another one."
+
+
+def _plain(found) -> str:
+    if not isinstance(found, dict):
+        return str(found)
+    width = max(map(len, map(str, found)), default=0)
+    return "\n".join(f"{key!s:<{width}}  {value}" for key, value in found.items())
+
+
+def _html(found) -> str:
+    """For screen readers a status, which is read out when it changes."""
+    if isinstance(found, dict):
+        cells = (f"<th align='left'>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td>" for k, v in found.items())
+        shown = f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+    else:
+        shown = html.escape(str(found))
+    return f'<div role="status" style="white-space: pre-wrap; line-height: 1.5">{shown}</div>'

@@ -294,6 +294,42 @@ def test_a_learner_moves_the_slider_and_answers_an_exercise(sit_down, shots):
     assert desk.failures() == [] and desk.watch.errors == [] and desk.watch.outside == []
 
 
+def test_a_reader_types_into_a_box(sit_down, tmp_path, shots):
+    source = """from utils import plots
+
+def answer(text):
+    return {"letters": len(text), "text": text} if text != "?" else 1 / 0
+
+plots.box(answer, "A review", "Good film.")"""
+    notebook = new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    notebook.cells = [new_code_cell(source, id="box")]
+    nbformat.write(notebook, tmp_path / "box.ipynb")
+    desk = sit_down(tmp_path / "box.ipynb")
+    desk.run_all()
+    cell = desk.cell("box")
+    field, answer = cell.get_by_label("A review"), cell.get_by_role("status")
+    expect(field).to_have_value("Good film.")
+    expect(answer).to_contain_text("10")
+    expect(cell.locator(".jp-OutputArea-output")).to_have_count(
+        1
+    )  # the plain text for other pages is not shown as well
+    desk.page.screenshot(path=shots / "box.png")
+    for typed, said in (
+        ("<b>four</b>", "<b>four</b>"),
+        ("?", "ZeroDivisionError"),
+        ("", "The box is empty"),
+        ("ok", "2"),
+    ):
+        field.focus()
+        desk.page.keyboard.press("ControlOrMeta+A")
+        desk.page.keyboard.press("Delete")
+        desk.page.keyboard.type(typed)
+        desk.page.keyboard.press("Enter")
+        expect(answer).to_contain_text(said)
+    assert desk.failures() == [] and desk.blemishes() == []
+    assert desk.watch.errors == [] and desk.watch.outside == []
+
+
 def test_faults_are_seen(sit_down, tmp_path):
     widget = (
         "{'application/vnd.jupyter.widget-view+json': {'model_id': 'gone', 'version_major': 2, 'version_minor': 0}}"
