@@ -13,7 +13,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from matplotlib.path import Path
 from PIL import Image
 
-from utils import diagrams, nf4, planner, plots, sheet
+from utils import diagrams, drawing, nf4, planner, plots
 
 matplotlib.use("agg")
 PHONE, SMALLEST = 390, 8  # pixels: a phone's width, and the least height of writing there
@@ -248,7 +248,7 @@ def faults(figure) -> list[str]:
 
 
 def test_the_reader_of_drawings_sees_faults():
-    page = sheet.Sheet()
+    page = drawing.Sheet()
     page.box(10, 10, 30, 10, fill=plots.BLUE)
     page.text(25, 15, "in the box", color=plots.GREY)
     page.text(40, 15, "across its edge", color="white")
