@@ -1,10 +1,10 @@
 """Load the models a profile names, and keep adapters: safetensors only, no remote code, no machine's path."""
 
 import json
-import os
+import re
 from pathlib import Path
 
-from utils import assets
+from utils import assets, files
 
 # Llama 2's own form of a conversation, for copies of the model that come without it.
 LLAMA2 = (
@@ -156,30 +156,55 @@ def merged_encoder(profile, folder, num_labels: int = 2, **config):
     return load_adapter(model, folder, profile.encoder).merge_and_unload().eval()
 
 
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)  # PEFT's names, today's and before
+
+
 def save_adapter(model, folder, base: str) -> Path:
     """Write a PEFT adapter to `folder` with `base` (a profile's `encoder` or `decoder` name) and the base's hash in place
-    of a path. Written aside and renamed. Returns the folder."""
-    import shutil
-    import tempfile
+    of a path. Returns the folder.
 
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(aside, safe_serialization=True)
-        (aside / "README.md").unlink(missing_ok=True)  # PEFT's model card names the base by its path
-        config = json.loads((aside / "adapter_config.json").read_text())
-        config["base_model_name_or_path"], config["revision"] = base, base_revision(base)
-        config["base_sha256"] = base_sha256(base)
-        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for file in (aside, *aside.iterdir()):
-            file.chmod(0o755 if file.is_dir() else 0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    Whole or not at all: on any error the former adapter stays. files.Refused (a ValueError) where the folder holds anything
+    but an adapter.
+    """
+    with files.replacing(folder, _is_adapter) as new:
+        model.save_pretrained(new, safe_serialization=True)
+        (new / "README.md").unlink(missing_ok=True)  # PEFT's model card names the base by its path
+        config = json.loads((new / "adapter_config.json").read_text(encoding="utf-8"))
+        config |= dict(base_model_name_or_path=base, revision=base_revision(base), base_sha256=base_sha256(base))
+        files.place_file(new / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return Path(folder).expanduser()
+
+
+def _is_adapter(folder: Path):
+    """True where a folder holds what the course or PEFT writes of an adapter, and nothing else; or why it is none."""
+    config = files.read_json(folder / "adapter_config.json")
+    if not (isinstance(config, dict) and config.get("peft_type")):
+        return f"it is no adapter, and holds {min(file.name for file in folder.iterdir())}"
+
+    def known(name):
+        return name in ADAPTER_FILES or (name == "README.md" and _is_peft_card(folder / name))
+
+    return next(
+        (f"it holds {name}, which no save of an adapter wrote" for name in files.strangers(folder, known)), True
+    )
+
+
+def _is_peft_card(file: Path) -> bool:
+    """Whether a model card is PEFT's, with nothing filled in."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    quantization = r"The following `bitsandbytes`.*|- (quant_method|_?load_in|llm_int8|bnb_4bit)\w*: .*"
+    added = re.compile(rf"### Framework versions|- PEFT [\w.]+|## Training procedure|{quantization}")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    template = {*ModelCard.from_template(ModelCardData()).text.splitlines(), ""}
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)
+    return "\nlibrary_name: peft\n" in text and all(
+        line in template or added.fullmatch(line) for line in body.splitlines()
+    )
 
 
 def load_adapter(model, folder, base: str, **options):
@@ -189,7 +214,8 @@ def load_adapter(model, folder, base: str, **options):
     """
     from peft import PeftConfig, PeftModel
 
-    config = json.loads((Path(folder) / "adapter_config.json").read_text())
+    folder = files.recover(folder)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     made_for = config["base_model_name_or_path"], config.pop("base_sha256", None) or config["revision"]
     given = base, base_sha256(base) or base_revision(base)
     if made_for[0] != base or (made_for[1] and made_for[1] != given[1]):
