@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from utils import files
+
 RESULTS = Path(__file__).parent / "results"
 UNFINISHED = "unfinished"
 CANARY_STEPS, CANARY_TOLERANCE = 5, 2e-5  # in fp32 processors differ by a millionth, changed runs by much more
@@ -119,8 +121,10 @@ def fp32():
 
 
 def resume(name: str, values: dict) -> dict:
-    """The record NAME to go on with, unfinished or whole; empty where there is none that was made with these values."""
-    for file in (RESULTS / UNFINISHED / f"{name}.json", RESULTS / f"{name}.json"):
+    """The record NAME to go on with, unfinished or whole; empty where there is none that was made with these values, or where
+    a whole one is to be made anew."""
+    anew = os.environ.get("COURSE_ANEW") == name
+    for file in (RESULTS / UNFINISHED / f"{name}.json", RESULTS / f"{name}.json")[: 1 if anew else 2]:
         if file.exists():
             kept = json.loads(file.read_text())
             parts = changed(kept, values)
@@ -148,13 +152,7 @@ def write(name: str, record: dict) -> None:
     text = json.dumps(record, indent=1) + "\n"
     unfinished = RESULTS / UNFINISHED / f"{name}.json"
     file = unfinished if missing(record) else RESULTS / f"{name}.json"
-    file.parent.mkdir(exist_ok=True)
-    aside = file.with_name(f".{name}.{os.getpid()}")
-    try:
-        aside.write_text(text)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+    files.place_file(file, text)
     if file is not unfinished:
         unfinished.unlink(missing_ok=True)
 
@@ -168,18 +166,11 @@ def successor(name: str) -> dict | None:
 _recomputed = set()
 
 
-def _recompute(name: str, file: Path) -> None:
+def _recompute(name: str) -> None:
     """Run the script NAME in a process of its own, from where it stopped; the old record stays unless a whole one takes its place."""
-    old = file.with_suffix(".old")
-    if file.exists():
-        os.replace(file, old)
-    try:
-        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True, cwd=RESULTS.parent.parent)
-        _recomputed.add(name)
-    finally:
-        if old.exists() and not file.exists():
-            os.replace(old, file)
-        old.unlink(missing_ok=True)
+    command, env = [sys.executable, "-m", f"benchmarks.{name}"], dict(os.environ, COURSE_ANEW=name)
+    subprocess.run(command, check=True, cwd=RESULTS.parent.parent, env=env)
+    _recomputed.add(name)
 
 
 def read(name: str) -> dict:
@@ -189,7 +180,7 @@ def read(name: str) -> dict:
     """
     file = RESULTS / f"{name}.json"
     if os.environ.get("COURSE_RECOMPUTE") == "1" and name not in _recomputed:
-        _recompute(name, file)
+        _recompute(name)
     if not file.exists():
         raise FileNotFoundError(f"There is no record {name!r}; make it with `python -m benchmarks.{name}`.")
     kept = json.loads(file.read_text())

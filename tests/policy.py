@@ -1,5 +1,6 @@
 """The rules for what the course says and shows, each a function that returns what breaks the rule; test_policy.py applies them."""
 
+import ast
 import functools
 import importlib.util
 import itertools
@@ -32,6 +33,53 @@ def committed() -> dict[str, str]:
 def spans(markdown: str, kind: str) -> list:
     """The tokens of one kind within the text's lines: `image`, `link_open`, `code_inline` …"""
     return [child for token in PARSER.parse(markdown) for child in token.children or () if child.type == kind]
+
+
+# --- writers ---
+
+# Calls that make, change or remove a file or folder where it stands. utils/files.py does all of this, whole or not at all.
+WRITERS = {
+    *("write_text", "write_bytes", "touch", "truncate", "extract", "extractall", "symlink_to", "hardlink_to"),
+    *("rmtree", "move", "copy2", "copyfile", "copytree", "copyfileobj", "renames", "unlink", "removedirs", "rmdir"),
+    *("savefig", "save_file", "save_model", "save_pretrained", "save_to_disk", "tofile", "savetxt", "savez", "imsave"),
+    *("to_json", "to_csv", "to_parquet", "to_excel", "to_pickle", "to_html", "to_feather"),
+}
+OF_MODULES = {  # names that stand for something else elsewhere
+    *("os.replace", "os.rename", "os.remove", "os.open", "os.link", "os.symlink", "os.write", "shutil.copy"),
+    *("json.dump", "pickle.dump", "yaml.dump", "torch.save", "numpy.save", "np.save", "nbformat.write"),
+}
+
+
+def writers(source: str) -> list[tuple[str, str]]:
+    """(function in which it stands, call) of every call that writes in place."""
+    found = []
+
+    def look(node, function):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = node.name
+        if isinstance(node, ast.Call) and (call := writes(node)):
+            found.append((function, call))
+        for child in ast.iter_child_nodes(node):
+            look(child, function)
+
+    look(ast.parse(source), "")
+    return found
+
+
+def writes(call: ast.Call) -> str:
+    """The name of a call that writes in place; "" for any other."""
+    whole = ast.unparse(call.func)
+    name = whole.rpartition(".")[2]
+    if name in WRITERS or whole in OF_MODULES:
+        return name
+    given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg in (None, "mode"))]
+    if name in ("open", "fdopen", "ZipFile", "TarFile", "NamedTemporaryFile"):
+        modes = [each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        return (
+            name if any(re.fullmatch(r"[rwaxbt+:gz]{1,4}", mode) and set(mode) & set("wax+") for mode in modes) else ""
+        )
+    # A path's own rename and replace take one argument; those of a text, a table or a data class do not.
+    return name if name in ("rename", "replace") and "." in whole and len(call.args) == 1 and not call.keywords else ""
 
 
 # --- links ---

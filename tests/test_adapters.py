@@ -326,7 +326,7 @@ def test_another_process_answers_in_words_and_asks_no_hub(chat, folder):
 def test_the_course_s_own_adapter_says_what_a_new_one_would():
     about = json.loads((SENTIMENT / "course.json").read_text())
     assert about["labels"] == list(data.LABELS) and about["max_length"] == profiles.get("cpu").max_length
-    assert about["base_sha256"] == models.base_sha256(BASE) and is_adapter(SENTIMENT)
+    assert about["base_sha256"] == models.base_sha256(BASE) and is_adapter(SENTIMENT) is True
     assert "base_sha256" not in json.loads((SENTIMENT / CONFIG).read_text())
 
 
@@ -408,19 +408,20 @@ def test_what_is_no_folder_with_an_adapter_is_told(tmp_path, monkeypatch):
 
 
 def test_an_adapter_is_ours_only_if_nothing_else_lies_in_it(whole, folder, tmp_path):
-    assert is_adapter(whole[0]) and is_adapter(SENTIMENT)
+    assert is_adapter(whole[0]) is True and is_adapter(SENTIMENT) is True
     written = tmp_path / "by PEFT"
     adapted().save_pretrained(written)
-    assert {"README.md", CONFIG, WEIGHTS} == {file.name for file in written.iterdir()} and is_adapter(written)
+    assert {"README.md", CONFIG, WEIGHTS} == {file.name for file in written.iterdir()} and is_adapter(written) is True
     (written / "README.md").write_text("My notes.")
-    assert not is_adapter(written)
+    assert is_adapter(written) is not True
     (tmp_path / "link").symlink_to(folder)
-    assert not is_adapter(tmp_path / "link") and not is_adapter(tmp_path) and not is_adapter(tmp_path / "none")
+    for other in (tmp_path / "link", tmp_path, tmp_path / "none"):
+        assert is_adapter(other) is not True
     (folder / ".notes").write_text("mine")
-    assert not is_adapter(folder)
+    assert is_adapter(folder) is not True
     (folder / ".notes").unlink()
     (folder / CONFIG).write_text('{"compilerOptions": {}}')
-    assert not is_adapter(folder)
+    assert is_adapter(folder) is not True
 
 
 # --- hostile folders: one sentence each, no request, no wait, and no memory taken ---

@@ -232,8 +232,34 @@ DAMAGE = {
     "manifest truncated": lambda folder: rewrite(folder / "manifest.json", cut),
     "manifest deleted": lambda folder: (folder / "manifest.json").unlink(),
     "manifest of another shape": lambda folder: rewrite(folder / "manifest.json", lambda data: b"[1]"),
+    "a file more": lambda folder: (folder / "tokenizer.py").write_text("print('run')"),
+    "a link more": lambda folder: (folder / "link").symlink_to("tweets_GroundTruth.txt"),
+    "a file more, a folder down": lambda folder: ((folder / "sub").mkdir(), (folder / "sub" / "a").touch()),
+    "a manifest of nothing": lambda folder: manifest(folder, lambda known: {}),
+    "a manifest of less": lambda folder: manifest(folder, lambda known: dict(list(known.items())[1:])),
+    "a manifest of files elsewhere": lambda folder: manifest(
+        folder, lambda known: known | {"../sentences/manifest.json": next(iter(known.values()))}
+    ),
+    "a manifest too deep to read": lambda folder: rewrite(folder / "manifest.json", lambda data: b"[" * 10**5),
     "a file in its place": lambda folder: (shutil.rmtree(folder), folder.write_text("?")),
+    "a dangling link in its place": lambda folder: (shutil.rmtree(folder), folder.symlink_to("nowhere")),
 }
+if os.name != "nt":
+    DAMAGE |= {
+        "a pipe in its place": lambda folder: (shutil.rmtree(folder), os.mkfifo(folder)),
+        "a pipe for a manifest": lambda folder: pipe(folder / "manifest.json"),
+        "a pipe for a file": lambda folder: pipe(folder / "tweets_GroundTruth.txt"),
+    }
+
+
+def manifest(folder, change):
+    known = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(known | dict(files=change(known["files"]))))
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -245,6 +271,56 @@ def test_damaged_asset_is_built_again(seeded, real, capsys, damage):
     assert leftovers(seeded) == []
     assets.path("sentences")
     assert capsys.readouterr().out == ""
+
+
+FOREIGN = {  # what a reader may have where an asset belongs: nothing of it is lost
+    "a folder of data": lambda folder: (folder.mkdir(), (folder / "notes.txt").write_text("mine")),
+    "a file beside the asset's": lambda folder: (assets.path("sentences") / "notes.txt").write_text("mine"),
+    "a file": lambda folder: folder.write_text("mine"),
+    "a link to a folder": lambda folder: (
+        (folder.parent / "elsewhere").mkdir(),
+        (folder.parent / "elsewhere" / "notes.txt").write_text("mine"),
+        folder.symlink_to("elsewhere"),
+    ),
+}
+
+
+@pytest.mark.parametrize("there", FOREIGN.values(), ids=FOREIGN)
+def test_what_the_course_did_not_write_is_kept_beside_the_asset(seeded, real, capsys, there):
+    there(seeded / "sentences")
+    capsys.readouterr()
+    assert contents(assets.path("sentences")) == contents(real / "sentences")
+    assert "it is kept as sentences.kept-1" in capsys.readouterr().out
+    kept = seeded / "sentences.kept-1"
+    assert (kept / "notes.txt" if kept.is_dir() else kept).read_text() == "mine"
+    assert leftovers(seeded) == []
+
+
+OBSTACLES = {
+    "a folder": lambda path: path.mkdir(),
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
+    "a pipe": lambda path: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES.values(), ids=OBSTACLES)
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
+def test_what_is_no_file_among_the_packages_is_named(cache, capsys, obstacle):
+    (cache / "packages").mkdir(parents=True)
+    obstacle(cache / "packages" / SENTENCES)
+    assert assets.main() == 1
+    one_sentence(capsys.readouterr().err, str(cache / "packages" / SENTENCES), "is no file: remove it, or move it away")
+
+
+def test_other_packages_are_left_alone(seeded, real):
+    others = [
+        seeded / "packages" / name for name in ("vaderSentiment-3.3.2-py2.py3-none-any.whl", "vaderSentiment.txt")
+    ]
+    for other in others:
+        other.write_text("mine")
+    (seeded / "packages" / "vaderSentiment-0").mkdir()
+    assert contents(assets.path("sentences")) == contents(real / "sentences")
+    assert {other.read_text() for other in others} == {"mine"}
 
 
 def test_newer_recipe_builds_again(seeded, monkeypatch, capsys):

@@ -173,7 +173,10 @@ DRAWINGS = {
     ),
     "memory": (
         lambda: diagrams.memory(diagrams.step(TRAINING)),
-        ["4 moments", "before", "optimiser step", f"weights {sheet.size(TRAINING.weights)}", f"backward pass {sheet.size(TRAINING.total)}"],
+        [
+            *("4 moments", "before", "optimiser step", f"weights {drawing.size(TRAINING.weights)}"),
+            f"backward pass {drawing.size(TRAINING.total)}",
+        ],
         lambda: diagrams.memory(diagrams.step(FULL)),
     ),
     "memory of one part": (
@@ -329,7 +332,7 @@ def test_signs_are_written_and_not_only_coloured():
 
 @pytest.mark.parametrize("colour", [plots.BLUE, plots.RED])
 def test_deep_colours_stay_readable_on_a_projector(colour):
-    assert colours.contrast("black", sheet.mixed(colour, 1)) > 7 and sheet.ink(sheet.mixed(colour, 1)) == "black"
+    assert colours.contrast("black", drawing.mixed(colour, 1)) > 7 and drawing.ink(drawing.mixed(colour, 1)) == "black"
 
 
 @pytest.mark.parametrize("d, r", [(6, 1), (6, 2), (768, 64)])
@@ -380,7 +383,7 @@ def test_codes_and_levels_are_nf4_s():
         f"{code:04b}" for code in codes
     ]
     back = nf4.dequantise(codes, absmax, levels, weights.shape)
-    assert [*map(sheet.number, back)] == [text for text in texts(figure) if text in map(sheet.number, back)][-4:]
+    assert [*map(drawing.number, back)] == [text for text in texts(figure) if text in map(drawing.number, back)][-4:]
     rings, dots = of(figure, Circle)[::2], of(figure, Circle)[1::2]
     assert [(r.center[0] - 53) / 44 for r in rings] == pytest.approx(levels[codes])
     assert [(d.center[0] - 53) / 44 for d in dots] == pytest.approx(weights / absmax, abs=1e-6)

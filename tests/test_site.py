@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tools import lessons, site, stamp
-from utils import ROOT, data
+from utils import ROOT, data, files
 
 PATHS = lessons.lessons()
 PIXEL = base64.b64encode((ROOT / "docs" / "figure.png").read_bytes()).decode()
@@ -209,7 +209,15 @@ def test_build_and_a_failed_build_leaves_the_former_site(tmp_path):
     assert "docs/extra.md:3: WARNING" in told and "nowhere.md" in told and "isn't included in any toctree" in told
     assert told.endswith("The site was not built: Sphinx found what is named above. The former one is as it was.")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert sorted(path.name for path in out.parent.iterdir()) == ["site", "site-source"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["site"]
+
+
+def test_a_folder_that_is_no_site_is_not_replaced(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("a reader's own")
+    with pytest.raises(files.Refused, match=r"site is not replaced: it holds index\.html"):
+        site.build(ROOT, tmp_path / "site", "")
+    assert (tmp_path / "site" / "index.html").read_text() == "a reader's own"
 
 
 def test_mathjax_that_is_not_installed_is_named(tmp_path, monkeypatch):

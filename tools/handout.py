@@ -13,9 +13,8 @@ from pathlib import Path
 import nbformat
 from nbconvert.preprocessors import TagRemovePreprocessor
 
-import tools
 from tools import lessons
-from utils import ROOT, console
+from utils import ROOT, console, files
 
 HANDOUT = lessons.BUILD / "handout"
 TITLE = "# @title Solution"
@@ -81,19 +80,20 @@ def answers(notebook) -> str:
 
 
 def write(paths: list[Path], folder: Path) -> int:
-    """Fill `folder` from the lessons in `paths` and return the number of exercises; on an error nothing is written."""
-    files, key, count = {}, "# Answers\n\nFor whoever teaches the course; the learners' copies do not hold them.\n", 0
+    """Make `folder` from the lessons in `paths` and return the number of exercises; on an error nothing is written."""
+    copies, key, count = {}, "# Answers\n\nFor whoever teaches the course; the learners' copies do not hold them.\n", 0
     for path in paths:
         try:
             notebook = nbformat.read(path, as_version=4)
-            files[folder / "notebooks" / path.name] = nbformat.writes(learner_copy(notebook)) + "\n"
+            copies[path.name] = nbformat.writes(learner_copy(notebook)) + "\n"
             key += f"\n{answers(notebook)}"
             count += len(exercises(notebook))
         except HandoutError as error:
             raise HandoutError(f"{path.name}, {error}; nothing was written.") from None
-    for file, text in {**files, folder / "answers.md": key}.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tools.write(file, text)
+    with files.replacing(folder) as new:
+        for name, text in copies.items():
+            files.place_file(new / "notebooks" / name, text)
+        files.place_file(new / "answers.md", key)
     return count
 
 
@@ -101,7 +101,7 @@ def main() -> int:
     paths = lessons.lessons()
     try:
         count = write(paths, HANDOUT)
-    except HandoutError as error:
+    except (HandoutError, files.Refused) as error:
         print(error, file=sys.stderr)
         return 1
     where = HANDOUT.relative_to(ROOT)

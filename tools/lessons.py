@@ -21,8 +21,7 @@ from pathlib import Path
 
 import nbformat
 
-from tools import write
-from utils import ROOT, console, plots
+from utils import ROOT, console, files, plots
 
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
@@ -33,8 +32,8 @@ STRIP = (
 
 
 def lessons(names=()) -> list[Path]:
-    """The notebooks in order, or those whose names start with one of `names`."""
-    found = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if not names or p.name.startswith(tuple(names)))
+    """The notebooks in order, or those whose names start with one of `names`; hidden files are none."""
+    found = sorted(p for p in NOTEBOOKS.glob("[!.]*.ipynb") if not names or p.name.startswith(tuple(names)))
     if not found:
         raise SystemExit(f"No lesson starts with {', '.join(names)}; there are {', '.join(p.stem for p in lessons())}.")
     return found
@@ -177,20 +176,33 @@ def stamp_teaching(text: str, number: str, result: Result) -> str:
     return text
 
 
-def save(notebook, path: Path) -> None:
-    """Write aside, strip, then rename, so that a lesson is never half-written."""
-    aside = path.with_name(f".{path.stem}.ipynb")
-    nbformat.write(notebook, aside)
-    command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-id", "--extra-keys", STRIP, str(aside)]
-    subprocess.run(command, check=True)
-    os.replace(aside, path)
+def save(notebook, path: Path, was=...) -> None:
+    """Write a lesson without what never belongs in one. files.Refused where it is no longer the text `was`."""
+    command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-id", "--extra-keys", STRIP]
+    text = nbformat.writes(notebook)
+    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, check=True, encoding="utf-8")
+    files.place_file(path, done.stdout, was=was)
 
 
 def save_readme_figure(notebook) -> None:
     """The README shows the figure of lesson 04's cell `four-ways`."""
     cell = next(cell for cell in notebook.cells if cell.id == "four-ways")
     (image,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
-    (ROOT / "docs" / "figure.png").write_bytes(base64.b64decode(image))
+    files.place_file(ROOT / "docs" / "figure.png", base64.b64decode(image))
+
+
+def refresh(result: Result, path: Path, was: str) -> None:
+    """Write what a lesson's execution gave into the lesson, which then held the text `was`, the README and docs/teaching.md."""
+    number = path.name[:2]
+    save(clean(result.notebook, result.seconds), path, was)
+    for document, stamped in (
+        (ROOT / "README.md", lambda text: between(text, f"minutes:{number}", minutes(result.seconds))),
+        (ROOT / "docs" / "teaching.md", lambda text: stamp_teaching(text, number, result)),
+    ):
+        before = document.read_text(encoding="utf-8")
+        files.place_file(document, stamped(before), was=before)
+    if number == "04":
+        save_readme_figure(result.notebook)
 
 
 def main() -> int:
@@ -205,13 +217,13 @@ def main() -> int:
 
     profile = profiles.get(options.profile)
     folder = BUILD / profile.name
-    folder.mkdir(parents=True, exist_ok=True)
     rows, failed = [], False
     for path in lessons(options.names):
         print(f"{path.stem} …", flush=True)
         env = {"COURSE_BUILD": str(BUILD), **({"HF_HUB_OFFLINE": "1"} if profile.offline else {})}
+        text = path.read_text(encoding="utf-8")
         try:
-            result = execute(nbformat.read(path, as_version=4), profile.name, **env)
+            result = execute(nbformat.reads(text, as_version=4), profile.name, **env)
         except KeyboardInterrupt:
             print(f"Stopped in {path.stem}; nothing of it was kept, the lessons before it are done.", file=sys.stderr)
             return 130
@@ -223,15 +235,11 @@ def main() -> int:
             failed = True
             print(result.error, file=sys.stderr)
         elif options.what == "outputs":
-            save(clean(result.notebook, result.seconds), path)
-            readme = ROOT / "README.md"
-            write(
-                readme, between(readme.read_text(encoding="utf-8"), f"minutes:{path.name[:2]}", minutes(result.seconds))
-            )
-            teaching = ROOT / "docs" / "teaching.md"
-            write(teaching, stamp_teaching(teaching.read_text(encoding="utf-8"), path.name[:2], result))
-            if path.name.startswith("04"):
-                save_readme_figure(result.notebook)
+            try:
+                refresh(result, path, text)
+            except files.Refused as error:  # an edit saved meanwhile is never overwritten
+                failed = True
+                print(error, file=sys.stderr)
     print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {os.path.relpath(folder, ROOT)}/.")
     return int(failed)
 

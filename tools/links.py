@@ -16,8 +16,7 @@ import yaml
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from tools import write
-from utils import ROOT, console
+from utils import ROOT, console, files
 
 LIST = ROOT / "docs" / "links.txt"
 DOCUMENTS = ("*.md", "data/*.md", "docs/*.md", ".github/**/*.md", ".github/ISSUE_TEMPLATE/*.yml", "notebooks/*.ipynb")
@@ -123,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         return check(wanted, options.timeout)
     if options.urls:
         parser.error("to try single links, add --check; without it the links of all documents are listed")
-    write(LIST, listing(documents()))
+    files.place_file(LIST, listing(documents()))
     print(f"{LIST.relative_to(ROOT)}: {len(places)} links")
     return 0
 

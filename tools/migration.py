@@ -2,8 +2,7 @@
 
 import json
 
-from tools import write
-from utils import ROOT
+from utils import ROOT, files
 
 DATA, PAGE = ROOT / "docs" / "migration.json", ROOT / "docs" / "migration.md"
 
@@ -28,4 +27,4 @@ def page(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    write(PAGE, page(load()))
+    files.place_file(PAGE, page(load()))

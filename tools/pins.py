@@ -6,8 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools import write
-from utils import ROOT, console
+from utils import ROOT, console, files
 
 HEAD = (
     "# Exact versions, made from pyproject.toml by `make pins`. torch's CUDA companions are left out:\n"
@@ -50,7 +49,7 @@ def main() -> None:
         everything.write_text("\n".join(pins) + "\n", encoding="utf-8")
         ours, dev = split(pins, resolve("--constraint", str(everything)))
     for file, head, lines in (("requirements.txt", HEAD, ours), ("requirements-dev.txt", HEAD_DEV, dev)):
-        write(ROOT / file, head + "\n".join(lines) + "\n")
+        files.place_file(ROOT / file, head + "\n".join(lines) + "\n")
     print(f"requirements.txt: {len(ours)} pins, requirements-dev.txt: {len(dev)} more. Now: make setup test outputs")
 
 

