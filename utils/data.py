@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 
 from utils import ROOT
+from utils.chat import load_chat  # noqa: F401  (a reader's own, in the shape of load_instructions)
 
 # Six sentences that a well-known tutorial shows before and after training. They are never trained on.
 EXAMPLES = (
