@@ -163,6 +163,8 @@ def test_rows_are_chat_messages(capsys):
 
 BROKEN = {
     "{": r"line 2 is not JSON",
+    "[" * 100_000: r"line 2 is not JSON",
+    '{"topic": "t", "question": "\\ud83d?", "answer": "A. (notebook 01)"}': r"line 2: question has half a character",
     '["a"]': r"line 2 needs exactly the keys topic, question and answer",
     '{"topic": "t", "topic": "u", "question": "q?", "answer": "A. (notebook 01)"}': r"line 2 is not JSON \(a key stands twice",
     '{"topic": "t", "question": "q?"}': r"line 2 needs exactly the keys .* it has \['topic', 'question'\]",
@@ -174,7 +176,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("line", BROKEN)
+@pytest.mark.parametrize("line", BROKEN, ids=lambda line: line[:60])
 def test_a_broken_row_is_named_by_its_line(tmp_path, line):
     good = json.dumps({"topic": "t", "question": "q?", "answer": "Yes. (notebook 01)"})
     file = tmp_path / "faq.jsonl"
@@ -242,6 +244,12 @@ def test_turns_need_not_begin_anew_and_a_system_text_may_stand_first():
 )  # fmt: skip
 def test_other_text_is_refused(text):
     with pytest.raises(ValueError, match=r"\[INST\] question \[/INST\] answer"):
+        data.parse_inst(text)
+
+
+@pytest.mark.parametrize("text", [None, 7, ["[INST] q [/INST] a"], b"[INST] q [/INST] a"])
+def test_what_is_no_text_is_refused(text):
+    with pytest.raises(ValueError, match=r"A conversation reads .*; this one is a \w+\."):
         data.parse_inst(text)
 
 

@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 
 from utils import ROOT
+from utils.chat import load_chat  # noqa: F401  (a reader's own, in the shape of load_instructions)
 
 # Six sentences that a well-known tutorial shows before and after training. They are never trained on.
 EXAMPLES = (
@@ -252,12 +253,14 @@ def read_faq(file=FAQ) -> list[dict]:
         where = f"{name}, line {number}"
         try:
             row = json.loads(line, object_pairs_hook=_once)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter for brackets thousands deep
             raise ValueError(f"{where} is not JSON ({error}); write one object a line.") from None
         if not isinstance(row, dict) or set(row) != {"topic", "question", "answer"}:
             raise ValueError(f"{where} needs exactly the keys topic, question and answer; it has {list(row)}.")
         if empty := [key for key, text in row.items() if not isinstance(text, str) or not text.strip()]:
             raise ValueError(f"{where}: {empty[0]} is {row[empty[0]]!r}; it must be a text that is not empty.")
+        if broken := [key for key, text in row.items() if re.search("[\ud800-\udfff]", text)]:
+            raise ValueError(f"{where}: {broken[0]} has half a character (a lone surrogate); write the whole one.")
         if pointer(row["answer"]) is None:
             raise ValueError(
                 f"{where}: the answer must end in a pointer such as '(notebook 04)'; it ends {row['answer'][-24:]!r}."
@@ -298,6 +301,8 @@ def parse_inst(text: str) -> list[dict]:
     The chat template writes them anew: left in the text, the first token would be there twice. A system text stands in
     `<<SYS>>` before the first question. ValueError if the text is not of that form from its first letter to its last.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"A conversation reads '[INST] question [/INST] answer'; this one is a {type(text).__name__}.")
     messages, place = [], 0
     while text[place:].strip():
         found = _TURN.match(text, place)
