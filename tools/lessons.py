@@ -194,19 +194,19 @@ def main() -> int:
         env = {"COURSE_BUILD": str(BUILD), **({"HF_HUB_OFFLINE": "1"} if profile.offline else {})}
         text = path.read_text(encoding="utf-8")
         result = execute(nbformat.reads(text, as_version=4), profile.name, **env)
-        save(result.notebook, folder / path.name)
         row = f"{path.stem:<32}{result.seconds:>6.0f} s   slowest cell {result.slowest:>5.0f} s ({result.slowest_cell})"
         rows.append(row + ("   FAILED" if result.error else ""))
         print(rows[-1], flush=True)
         if result.error:
             failed = True
             print(result.error, file=sys.stderr)
-        elif options.what == "outputs":
-            try:
+        try:
+            save(result.notebook, folder / path.name)
+            if options.what == "outputs" and not result.error:
                 refresh(result, path, text)
-            except files.Refused as error:  # an edit saved meanwhile is never overwritten
-                failed = True
-                print(error, file=sys.stderr)
+        except files.Refused as error:  # an edit saved meanwhile is never overwritten
+            failed = True
+            print(error, file=sys.stderr)
     print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {folder.relative_to(ROOT)}/.")
     return int(failed)
 
