@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from answers import ANSWERS
 
 from tools import handout, lessons
+from utils import files
 
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in lessons.lessons()}
 LONGEST = ("06", "04", "03", "05", "02")  # to begin with, so that two workers end together
@@ -50,14 +51,18 @@ def tried(name: str, notebook):
     return notebook
 
 
+def ours(folder: Path):
+    """Whether a folder holds nothing but what `main` writes, so that it may be replaced."""
+    strange = files.strangers(folder, re.compile(r"\d+_(\d\d|A)_\w+\.ipynb").fullmatch)
+    return next((f"it holds {name}" for name in strange), True)
+
+
 def main(folder: Path) -> None:
     """Write all of them into `folder`, named in the order in which they should be begun."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.ipynb"):
-        old.unlink()
     order = sorted(LESSONS, key=lambda name: LONGEST.index(name[:2]) if name[:2] in LONGEST else len(LONGEST))
-    for place, name in enumerate(order):
-        nbformat.write(tried(name, LESSONS[name]), folder / f"{place}_{name}.ipynb")
+    with files.replacing(folder, ours) as new:
+        for place, name in enumerate(order):
+            nbformat.write(tried(name, LESSONS[name]), new / f"{place}_{name}.ipynb")
 
 
 if __name__ == "__main__":

@@ -512,6 +512,26 @@ def test_a_lock_keeps_other_threads_out_and_its_own_thread_may_take_it_again(tmp
         assert names(tmp_path) == []
 
 
+def test_a_foreign_file_that_is_named_like_a_lock_stays(text):
+    foreign = text.with_name(".a.md.lock")
+    foreign.write_text("mine")
+    files.place_file(text, "new")
+    assert text.read_text() == "new" and foreign.read_text() == "mine"
+
+
+def test_what_came_in_between_is_kept_even_where_the_way_back_is_barred(folder, monkeypatch):
+    real, looks = files._exchange, iter([True, True, "it holds notes.txt"])
+    ways = iter([real, lambda one, other: False])
+    monkeypatch.setattr(files, "_exchange", lambda one, other: next(ways)(one, other))
+    with (
+        pytest.raises(files.Refused, match="another program wrote into it just now"),
+        files.replacing(folder, lambda path: next(looks)) as new,
+    ):
+        (new / "a.txt").touch()
+    (kept,) = folder.parent.glob("out.kept-*")
+    assert (kept / "part" / "a.txt").read_text() == "old"
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF])
 def test_a_disk_without_locks_works_and_no_aside_is_taken_for_left(text, folder, monkeypatch, code):
     def flock(*_):
@@ -786,6 +806,18 @@ def test_a_recomputed_record_stays_until_the_new_one_is_whole(course, monkeypatc
         record._recompute("some")
     assert json.loads((course / "results" / "some.json").read_text()) == kept and record.successor("some")
     assert record.resume("some", dict(a=1)) == dict(kept, runs=[])
+
+
+def test_the_tried_lessons_take_the_place_of_themselves_only(tmp_path):
+    import exercised
+
+    for _ in range(2):
+        exercised.main(tmp_path / "exercised")
+    found = names(tmp_path / "exercised")
+    assert len(found) == len(lessons.lessons())
+    (tmp_path / "exercised" / "01_mine.ipynb").touch()
+    with pytest.raises(files.Refused, match=r"it holds 01_mine\.ipynb"):
+        exercised.main(tmp_path / "exercised")
 
 
 def test_an_asset_manifest_goes_the_same_way(tmp_path):

@@ -227,19 +227,19 @@ def main() -> int:
         except KeyboardInterrupt:
             print(f"Stopped in {path.stem}; nothing of it was kept, the lessons before it are done.", file=sys.stderr)
             return 130
-        save(result.notebook, folder / path.name)
         row = f"{path.stem:<32}{result.seconds:>6.0f} s   slowest cell {result.slowest:>5.0f} s ({result.slowest_cell})"
         rows.append(row + ("   FAILED" if result.error else ""))
         print(rows[-1], flush=True)
         if result.error:
             failed = True
             print(result.error, file=sys.stderr)
-        elif options.what == "outputs":
-            try:
+        try:
+            save(result.notebook, folder / path.name)
+            if options.what == "outputs" and not result.error:
                 refresh(result, path, text)
-            except files.Refused as error:  # an edit saved meanwhile is never overwritten
-                failed = True
-                print(error, file=sys.stderr)
+        except files.Refused as error:  # an edit saved meanwhile is never overwritten
+            failed = True
+            print(error, file=sys.stderr)
     print("\n" + "\n".join(rows) + f"\n\nThe executed lessons are in {os.path.relpath(folder, ROOT)}/.")
     return int(failed)
 

@@ -10,15 +10,14 @@ import io
 import json
 import os
 import statistics
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import turns
+from utils import sheets, turns
 from utils.turns import ChatError
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
 # A fifth of the conversations is for the test: of 20 that is four, and of fewer no interval means anything.
 LEAST = 20
 FEW = 4  # conversations, fewer than which are all alike too easily for an interval
@@ -98,7 +97,7 @@ def load_chat(
 ):
     """The conversations in `file` as `data.load_instructions` gives them: a DatasetDict with train, validation and test.
 
-    file: JSONL, JSON, CSV, TSV or Parquet; a row in any of the `turns.FORMS`, found by its keys, each row by its own. Every answer
+    file: JSONL, JSON, CSV, TSV, .xlsx or Parquet; a row in any of the `turns.FORMS`, found by its keys, each row by its own. Every answer
     becomes a row: `prompt` (all before it) and `completion`, lists of messages; `topic`, and `conversation`, where it stood.
     Rows that are no use are refused, each named, or with `drop` left out and named. What repeats an earlier row word for word
     is left out in any case. Other answers to the same question are kept and told. Blanks around a text are dropped.
@@ -148,7 +147,9 @@ def _rows(file) -> tuple[str, list[tuple[int, object]]]:
         reason = getattr(error, "strerror", None) or error
         raise ChatError(f"{str(path)!r} cannot be read ({reason}); pass the path of a file.") from None
     try:
-        unit, rows = {"c": _csv, "t": _csv, "p": _parquet}.get(path.suffix[1].lower(), _json)(raw, path)
+        unit, rows = {"c": _table, "t": _table, "x": _table, "p": _parquet}.get(path.suffix[1].lower(), _json)(
+            raw, path
+        )
     except UnicodeDecodeError as error:
         raise ChatError(f"{path.name} is not UTF-8 (byte {error.start + 1}); save it in that encoding.") from None
     if not rows:
@@ -166,25 +167,12 @@ def _parquet(raw: bytes, path: Path):
     return "row", list(enumerate(rows, start=1))
 
 
-def _csv(raw: bytes, path: Path):
-    import pandas as pd
-
-    options = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, skip_blank_lines=False)
+def _table(raw: bytes, path: Path):
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # it would cut lines that are too long
-            table = pd.read_csv(io.BytesIO(raw), sep="\t" if path.suffix.lower() == ".tsv" else ",", **options)
-    except pd.errors.EmptyDataError:
-        return "row", []
-    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise ChatError(
-            f"{path.name} has lines that do not match its header ({str(error).strip().splitlines()[0]}); a text with a "
-            "separator or a line break in it must stand in double quotes."
-        ) from None
-    rows = table.to_dict("records")
-    while rows and all(map(turns.nothing, rows[-1].values())):
-        rows.pop()  # blank lines below the last row
-    return "row", list(enumerate(rows, start=2))  # the header is a spreadsheet's row 1
+        sheet = sheets.read(path, columns=1)
+    except sheets.TableError as error:
+        raise ChatError(str(error), error.rows) from None
+    return "row", [(number, dict(zip(sheet.names, cells, strict=True))) for number, cells in sheet.rows.items()]
 
 
 def _json(raw: bytes, path: Path):

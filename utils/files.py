@@ -266,7 +266,8 @@ def _swap(new: Path, target: Path, ours) -> None:
     came = f"{target} is not replaced: another program wrote into it just now ({{}}). Nothing of it was changed."
     if _exchange(new, target):
         if why := _foreign(new, ours):
-            _exchange(new, target)
+            if not _exchange(new, target):  # though it went a moment ago: what is not ours must not go with the aside
+                os.replace(new, target.with_name(f"{target.name}.kept-{secrets.token_hex(4)}"))
             raise Refused(came.format(why))
         return
     old = _beside(target, "old")
@@ -335,13 +336,19 @@ def locked(target, wait: float = WAIT):
     finally:
         mine.discard(path)
         try:
-            with suppress(OSError):  # while it is held: who waits for it sees that it is gone, and makes a new one
-                os.unlink(path)
+            if fcntl:  # while it is held: who waits for it sees that it is gone, and makes a new one
+                _remove(path)
         finally:
             os.close(lock)
         if not fcntl:  # Windows deletes no file that is open, here or in another process
-            with suppress(OSError):
-                os.unlink(path)
+            _remove(path)
+
+
+def _remove(lock: Path) -> None:
+    """Delete a lock file, as far as that goes: ours are empty."""
+    with suppress(OSError):
+        if os.lstat(lock).st_size == 0:
+            os.unlink(lock)
 
 
 def _take(path: Path, target: Path, wait: float) -> tuple[int, bool]:

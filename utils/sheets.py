@@ -84,12 +84,17 @@ class Sheet:
 
 
 def read(
-    file, sheet: str | None = None, encoding: str | None = None, separator: str | None = None, names=None
+    file,
+    sheet: str | None = None,
+    encoding: str | None = None,
+    separator: str | None = None,
+    names=None,
+    columns: int = 2,
 ) -> Sheet:
     """The Sheet in `file`; TableError if it cannot be read without a guess that might be wrong.
 
     sheet: of an .xlsx file with several. encoding, separator: of a text file, where they are not found by themselves.
-    names: the columns of a file that has no header.
+    names: the columns of a file that has no header. columns: the least that make sense, 1 or 2.
     """
     if not isinstance(file, (str, os.PathLike)):
         raise TableError(
@@ -120,7 +125,7 @@ def read(
         if path.suffix.lower() in (".json", ".jsonl", ".ndjson") or re.match(r'\s*(\[\s*)?\{\s*["}]', text):
             found = _json(text, name)
         else:
-            found = _csv(text, name, separator, names)
+            found = _csv(text, name, separator, names, columns)
         found.told.insert(0, told)
     if sheet is not None and not raw.startswith(b"PK"):
         raise TableError(f"{name} has no sheets; leave sheet={sheet!r} out.")
@@ -332,7 +337,7 @@ def _grid(records: list[list[str]], name: str, names, told: list[str]) -> Sheet:
     return Sheet(name, header, rows, told=told)
 
 
-def _csv(text: str, name: str, separator: str | None, names) -> Sheet:
+def _csv(text: str, name: str, separator: str | None, names, columns: int) -> Sheet:
     """csv, not pandas: it shows what each line holds, where pandas fills up short ones and cuts or shifts long ones."""
     if told := re.match(r"sep=(.)\r?\n", text, re.IGNORECASE):  # Excel's own hint, which it does not show as a row
         separator, text = separator or told[1], text[told.end() :]
@@ -343,13 +348,13 @@ def _csv(text: str, name: str, separator: str | None, names) -> Sheet:
             width = len(names) if names is not None else len(next((r for r in records if any(r)), []))
             if width > 1 and (fitting := sum(len(record) == width for record in records)):
                 possible[candidate] = fitting
-        if not possible:
+        if not possible and columns > 1:
             first = next(line for line in text.splitlines() if line.strip())
             raise TableError(
                 f"{name} has one column ({first[:60]!r}): no {', '.join(SEPARATORS.values())} parts its names. A table needs a "
                 "column of texts and one of labels; pass separator='…' if another character parts them."
             )
-        separator = max(possible, key=possible.get)
+        separator = max(possible, key=possible.get, default=",")
     records, quotes = _records(text, separator, name)
     return _grid(records, name, names, [f"{SEPARATORS.get(separator, repr(separator))} between fields{quotes}"])
 
