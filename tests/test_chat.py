@@ -312,17 +312,17 @@ def test_repeats_are_left_out_and_other_answers_are_told(tmp_path, capsys):
         ("a.jsonl", b"", "holds no row"),
         ("a.jsonl", b" \n\n", "holds no row"),
         ("a.json", b"[]", "holds no row"),
-        ("a.csv", b"", "holds no row"),
-        ("a.csv", b"question,answer\n", "holds no row"),
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"question,answer\n", "no row under them"),
         ("a.txt", b"hello", "is none of the formats that are read: .jsonl"),
         ("a", b"hello", "is none of the formats"),
         ("a.json", b'[{"question": "q",\n "answer": }]', r"a.json: is not JSON \(Expecting value, line 2, column 12\)"),
         ("a.json", b'{"a": [], "b": []}', "an object with 2 lists"),
         ("a.jsonl", b'{"question": "\xe9"}', r"is not UTF-8 \(byte 15\)"),
         ("a.csv", "question,answer\né,a".encode("cp1252"), "is not UTF-8"),
-        ("a.csv", b"question,answer\na, b,c\n", "do not match its header"),
-        ("a.csv", b"question,answer\na,b\na,b,c\n", "do not match its header"),
-        ("a.csv", b"question;answer\na;b\n", r"has no form that is read among its keys 'question;answer'"),
+        ("a.csv", b"question,answer\na, b,c\n", "row 2 has more fields"),
+        ("a.csv", b"question,answer\na,b\na,b,c\n", "row 3 has more fields"),
+        ("a.csv", b"one;two\na;b\n", r"has no form that is read among its keys 'one', 'two'"),
         ("a.parquet", b"PAR1", "is no Parquet file"),
     ],
 )  # fmt: skip
@@ -354,7 +354,7 @@ def test_wrong_arguments(tmp_path, call, told):
 
 def test_rows_of_a_table_have_the_numbers_that_a_spreadsheet_shows(tmp_path):
     lines = ["question,answer", *[f'"Two\nlines {i}",a' for i in range(24)]]
-    lines[5:5] = ["", ",", "only"]
+    lines[5:5] = ["", ",", "only,"]
     (tmp_path / "a.csv").write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", encoding="utf-8", newline="")
     chats = chat.read(tmp_path / "a.csv")
     assert chats.left == {"'question' is empty": [6, 7], "'answer' is empty": [8]} and chats.read == 27

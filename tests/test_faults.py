@@ -179,6 +179,7 @@ def test_an_adapter_with_what_others_drop_into_it_is_replaced(tmp_path, model):
     assert {path.name for path in (tmp_path / "place").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "course.json",
     }
 
 

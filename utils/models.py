@@ -183,11 +183,3 @@ def origin(profile, kind: str):
             "Set COURSE_PROFILE=gpu, which does, or choose a model that is here."
         ) from error
     return name, revision
-
-
-def __getattr__(name: str):  # until the lessons call them by their home
-    if name in ("load_adapter", "merged_encoder", "save_adapter"):
-        from utils import adapters
-
-        return getattr(adapters, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
