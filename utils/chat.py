@@ -5,7 +5,6 @@ rows = chat.load_chat("my.jsonl", tokenizer=tokenizer, max_length=256)  # prints
 chat.judge(model, tokenizer, rows["test"])
 """
 
-import hashlib
 import io
 import json
 import os
@@ -169,7 +168,7 @@ def _parquet(raw: bytes, path: Path):
 
 def _table(raw: bytes, path: Path):
     try:
-        sheet = sheets.read(path, columns=1)
+        sheet = sheets.understood(raw, path, columns=1)
     except sheets.TableError as error:
         raise ChatError(str(error), error.rows) from None
     return "row", [(number, dict(zip(sheet.names, cells, strict=True))) for number, cells in sheet.rows.items()]
@@ -292,7 +291,7 @@ def split(chats: Chats, validation: float = 0.1, test: float = 0.2) -> dict[str,
         raise ChatError(
             f"{chats.file} has {len(groups)} {what}; three parts need three at least, for none may be in two of them."
         )
-    places = sorted((int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12, key) for key in groups)
+    places = sorted((data.place_of(key), key) for key in groups)
 
     def below(share):  # how many groups lie there, and no fewer than of the smallest file
         return max(sum(place < share for place, _ in places), round(share * min(len(places), LEAST)), 1)
@@ -488,23 +487,35 @@ def judge(
     """
     import pandas as pd
 
+    from utils import training
+
     if not hasattr(model, "disable_adapter"):
         raise ChatError(
             f"The model is a {type(model).__name__} without an adapter; pass the PEFT model that was trained."
         )
     if not {"prompt", "completion"} <= set(getattr(part, "column_names", ())):
         raise ChatError(f"The part is a {type(part).__name__}; pass one of load_chat's parts, such as rows['test'].")
-    rows = [row for row in part if max_length is None or tokens(tokenizer, row)[1] < max_length]
+    rows, dressed = [], []
+    for row in part:
+        ids, start, _ = tokens(tokenizer, row)
+        if max_length is None or start < max_length:
+            rows.append(row)
+            dressed.append((ids[:max_length], start))
     if not rows:
         raise ChatError(
             "No row has an answer within max_length, so nothing can be judged; raise it, or give more rows."
         )
     asked = rows[:answers]
+
+    def heard():
+        said = [training.answer(model, tokenizer, row["prompt"], answer_tokens) for row in asked]
+        return _losses(model, dressed), said
+
     was = model.training
     model.eval()
     with model.disable_adapter():
-        before, plain = _losses(model, tokenizer, rows, max_length), _answers(model, tokenizer, asked, answer_tokens)
-    after, adapted = _losses(model, tokenizer, rows, max_length), _answers(model, tokenizer, asked, answer_tokens)
+        before, plain = heard()
+    after, adapted = heard()
     model.train(was)
     whole = before[:, 1].sum()
     groups = [row.get("conversation", i) for i, row in enumerate(rows)]
@@ -529,8 +540,8 @@ def judge(
     return verdict
 
 
-def _losses(model, tokenizer, rows: list[dict], max_length: int | None):
-    """For each row the summed loss of its answer's tokens, in nats, and how many they are: an array (rows, 2)."""
+def _losses(model, dressed: list[tuple[list[int], int]]):
+    """For each row, its tokens and where the answer begins, the answer's summed loss in nats and its length: an array (rows, 2)."""
     import numpy as np
     import torch
     from tqdm.auto import tqdm
@@ -538,28 +549,13 @@ def _losses(model, tokenizer, rows: list[dict], max_length: int | None):
     from utils import training
 
     found = []
-    for row in tqdm(rows, desc="loss", leave=False):
-        ids, start, _ = tokens(tokenizer, row)
-        ids = torch.tensor([ids[:max_length]], device=model.device)
+    for ids, start in tqdm(dressed, desc="loss", leave=False):
+        ids = torch.tensor([ids], device=model.device)
         with torch.inference_mode(), training.autocast(model.device.type):
             scores = model(input_ids=ids).logits[0, start - 1 : -1].float()
         loss = torch.nn.functional.cross_entropy(scores, ids[0, start:], reduction="sum")
         found.append((loss.item(), ids.shape[1] - start))
     return np.array(found)
-
-
-def _answers(model, tokenizer, rows: list[dict], answer_tokens: int) -> list[str]:
-    import torch
-
-    told = []
-    for row in rows:
-        asked = tokenizer.apply_chat_template(
-            row["prompt"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        ).to(model.device)
-        with torch.inference_mode():
-            ids = model.generate(**asked, max_new_tokens=answer_tokens, do_sample=False, use_cache=True)
-        told.append(tokenizer.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip())
-    return told
 
 
 def _interval(groups: list, change, count, draws: int = 2_000) -> tuple[float, float]:

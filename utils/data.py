@@ -7,7 +7,7 @@ import unicodedata
 from numbers import Integral
 from pathlib import Path
 
-from utils import ROOT
+from utils import ROOT, sheets
 from utils.chat import load_chat  # noqa: F401  (a reader's own, in the shape of load_instructions)
 
 # Six sentences that a well-known tutorial shows before and after training. They are never trained on.
@@ -85,6 +85,11 @@ def load_domain(domain: str):
     return split(sentences, labels)
 
 
+def place_of(key: str) -> float:
+    """Where a text stands between 0 and 1, by its hash: always the same, and as good as drawn."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
+
+
 def split(sentences, labels, validation: float = 0.08, test: float = 0.21):
     """Split rows by a hash of their text, so that a sentence stays where it is whatever else is added.
 
@@ -117,7 +122,7 @@ def split(sentences, labels, validation: float = 0.08, test: float = 0.21):
     kept_apart = [normalise(text) for text, _ in EXAMPLES]
     parts = {"train": [], "validation": [], "test": []}
     for key, row in rows.items():
-        place = int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
+        place = place_of(key)
         if place < test or any(example in key for example in kept_apart):
             name = "test"
         else:
@@ -259,7 +264,7 @@ def read_faq(file=FAQ) -> list[dict]:
             raise ValueError(f"{where} needs exactly the keys topic, question and answer; it has {list(row)}.")
         if empty := [key for key, text in row.items() if not isinstance(text, str) or not text.strip()]:
             raise ValueError(f"{where}: {empty[0]} is {row[empty[0]]!r}; it must be a text that is not empty.")
-        if broken := [key for key, text in row.items() if re.search("[\ud800-\udfff]", text)]:
+        if broken := [key for key, text in row.items() if not sheets.whole(text)]:
             raise ValueError(f"{where}: {broken[0]} has half a character (a lone surrogate); write the whole one.")
         if pointer(row["answer"]) is None:
             raise ValueError(

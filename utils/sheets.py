@@ -64,12 +64,16 @@ GUESSED = (
 )
 
 
-class TableError(ValueError):
+class FileError(ValueError):
     """What was given, what is allowed and what to do, in a sentence; `rows` holds the numbers of the rows it is about."""
 
     def __init__(self, sentence: str, rows=()):
         super().__init__(sentence)
         self.rows = list(rows)
+
+
+class TableError(FileError):
+    """A table cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,25 @@ def read(
     encoding: str | None = None,
     separator: str | None = None,
     names=None,
-    columns: int = 2,
 ) -> Sheet:
     """The Sheet in `file`; TableError if it cannot be read without a guess that might be wrong.
 
     sheet: of an .xlsx file with several. encoding, separator: of a text file, where they are not found by themselves.
-    names: the columns of a file that has no header. columns: the least that make sense, 1 or 2.
+    names: the columns of a file that has no header.
     """
     if not isinstance(file, (str, os.PathLike)):
         raise TableError(
             f"The table is a {type(file).__name__}; pass the path of a file ({FORMATS}). pandas writes one with to_csv(path, index=False)."
         )
+    return understood(_bytes(Path(file)), Path(file), sheet, encoding, separator, names)
+
+
+def understood(
+    raw: bytes, path: Path, sheet=None, encoding=None, separator=None, names=None, columns: int = 2
+) -> Sheet:
+    """`read` of a file that was read already. columns: the least that make sense, 1 or 2."""
     if isinstance(names, str) or (separator is not None and len(separator) != 1):
         raise TableError("names is a list such as ['sentence', 'label'], and separator a single character such as ';'.")
-    path = Path(file)
-    raw = _bytes(path)
     if raw.startswith(b"\x1f\x8b"):
         try:
             raw, path = gzip.decompress(raw), path.with_suffix("")
@@ -137,6 +145,16 @@ def read(
     if twice:
         raise TableError(f"{name} has several columns named {twice[0]!r}; give each its own name.")
     return found
+
+
+def visible(text: str) -> bool:
+    """Whether there is anything to see in it: neither space nor what only steers (zero-width, byte order marks)."""
+    return any(unicodedata.category(c) not in ("Zs", "Zl", "Zp", "Cc", "Cf") for c in text)
+
+
+def whole(text: str) -> bool:
+    """Whether it has no half characters (lone surrogates), which no file can hold."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _list(names) -> str:

@@ -175,18 +175,18 @@ def _usable(source, i: int, j: int, task: str | None, drop: bool) -> tuple[dict,
     for number, cells in source.rows.items():
         text, label = cells[i], cells[j]
         amount = _number(label, comma) if task == "regression" and isinstance(label, str) else None
-        if not any(not isinstance(cell, str) or _visible(cell) for cell in cells):
+        if not any(not isinstance(cell, str) or sheets.visible(cell) for cell in cells):
             reason = EMPTY
         elif not isinstance(text, str):
             reason = "has a list or an object in place of its text"
-        elif not _visible(text):
+        elif not sheets.visible(text):
             reason = "has no text"
-        elif not _whole(text):
+        elif not sheets.whole(text):
             reason = "has half a character (a lone surrogate) in its text"
         elif not isinstance(label, str):
             several.append(number)
             continue
-        elif not _visible(label):
+        elif not sheets.visible(label):
             reason = "has no label"
         elif task == "regression" and amount is None:
             reason = "has a label that is no number"
@@ -206,18 +206,6 @@ def _usable(source, i: int, j: int, task: str | None, drop: bool) -> tuple[dict,
             sorted(number for rows in refused.values() for number in rows),
         )
     return found, left
-
-
-def _visible(text: str) -> bool:
-    """Whether there is anything to see in it: neither space nor what only steers (zero-width, byte order marks)."""
-    return any(unicodedata.category(c) not in ("Zs", "Zl", "Zp", "Cc", "Cf") for c in text)
-
-
-def _whole(text: str) -> bool:
-    try:
-        return bool(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
 
 
 def _number(label: str, comma: bool = False) -> float | None:

@@ -160,6 +160,17 @@ def predict(model, tokenizer, sentences, batch_size: int = 64, max_length: int =
     return np.stack(rows)
 
 
+def answer(model, tokenizer, messages, answer_tokens: int) -> str:
+    """What a chat model says after `messages`, in at most so many tokens; greedily, so the same each time."""
+    import torch
+
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    asked = asked.to(model.device)
+    with torch.inference_mode():
+        ids = model.generate(**asked, max_new_tokens=answer_tokens, do_sample=False, use_cache=True)
+    return tokenizer.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
 class Meter:
     """`with Meter() as m:` then `m.seconds` and `m.peak_bytes`, the most memory the process (or the GPU) held above its start."""
 

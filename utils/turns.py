@@ -6,8 +6,9 @@
 import difflib
 import json
 import re
-import unicodedata
 from typing import NamedTuple
+
+from utils.sheets import FileError, visible, whole
 
 FORMS = (
     "prompt/completion, question/answer, instruction/input/output, messages (role/content), conversations (from/value), "
@@ -30,12 +31,8 @@ ROW_CALLS = ("tools", "functions", "images")
 TURN_CALLS = ("tool_calls", "tool_call_id", "function_call", "weight")
 
 
-class ChatError(ValueError):
-    """What was given, what is allowed and what to do, in a sentence; `rows` holds the numbers of the rows it is about."""
-
-    def __init__(self, sentence: str, rows=()):
-        super().__init__(sentence)
-        self.rows = list(rows)
+class ChatError(FileError):
+    """A conversation, or a file of them, cannot be used."""
 
 
 class Turns(NamedTuple):
@@ -263,21 +260,16 @@ def text_of(value, what: str) -> str:
         raise ChatError(f"{what} has no text")
     if not isinstance(value, str):
         raise ChatError(f"{what} is {kind(value)} and not a text")
-    if re.search("[\ud800-\udfff]", value):
+    if not whole(value):
         raise ChatError(f"{what} has half a character (a lone surrogate)")
-    if not _visible(value):
+    if not visible(value):
         raise ChatError(f"{what} is empty")
     return value.strip()
 
 
 def nothing(value) -> bool:
     """Whether a cell, or a key's value, says nothing."""
-    return value is None or value in ([], (), {}) or (isinstance(value, str) and not _visible(value))
-
-
-def _visible(text: str) -> bool:
-    """Whether there is anything to see in it: neither space nor what only steers (zero-width, byte order marks)."""
-    return any(unicodedata.category(c) not in ("Zs", "Zl", "Zp", "Cc", "Cf") for c in text)
+    return value is None or value in ([], (), {}) or (isinstance(value, str) and not visible(value))
 
 
 def _filled(row: dict, names) -> list[str]:
