@@ -251,7 +251,7 @@ def faults(figure) -> list[str]:
 
 
 def test_the_reader_of_drawings_sees_faults():
-    page = drawing.Sheet()
+    page = drawing.Page()
     page.box(10, 10, 30, 10, fill=plots.BLUE)
     page.text(25, 15, "in the box", color=plots.GREY)
     page.text(40, 15, "across its edge", color="white")

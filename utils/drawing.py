@@ -1,4 +1,4 @@
-"""What the drawings of diagrams.py are made of: a sheet in the course's style, with texts, boxes, arrows and numbers as colours."""
+"""What the drawings of diagrams.py are made of: a page in the course's style, with texts, boxes, arrows and numbers as colours."""
 
 import reprlib
 from numbers import Integral
@@ -18,7 +18,7 @@ PEN = RendererAgg(1, 1, plots.STYLE["figure.dpi"])
 FROZEN, TRAINED = plots.TINT, plots.ORANGE
 
 
-class Sheet:
+class Page:
     """A drawing 100 units wide; y grows downwards, as a page is read."""
 
     def __init__(self):
@@ -79,7 +79,7 @@ def wide(text: str, size: float = SMALL, bold: bool = False) -> float:
 
 def cut(text: str, room: float, size: float = SMALL, bold: bool = False) -> str:
     """`text`, or its beginning and an ellipsis if it is wider than `room`."""
-    short = text[:200]  # no sheet has room for more
+    short = text[:200]  # no page has room for more
     while short and wide(short + "…" * (short != text), size, bold) > room:
         short = short[:-1]
     return short + "…" * (short != text)
