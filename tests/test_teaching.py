@@ -477,46 +477,6 @@ def test_10_the_card():
     assert len(fits) == 1 and results(10) == [*fits, f"{math.log(8):.2f}"]
 
 
-# --- the glossary ---
-
-# A word may stand in the lesson in another form.
-OTHER_FORMS = {
-    "8-bit optimiser": "optimiser in eight bits",
-    "chat template": "template",
-    "freezing": "freeze",
-    "early stopping": "EarlyStopping",
-    "gradient clipping": "clipping",
-    "greedy decoding": "greedy",
-    "grouping by length": "group_by_length",
-    "loss mask": "mask",
-    "merging": "merge",
-    "meta device": "`meta` device",
-    "paged optimiser": '"paged" variants',
-    "quantising": "quantise",
-    "query, key, value": "*query*",
-    "target modules": "target_modules",
-    "task type": "task_type",
-}
-ENTRIES = re.findall(r"^\*\*(.+?)\*\*: (.+) \(\[lesson (\d\d), section (\d)\]\((.+?)\)\)$", GLOSSARY, re.M)
-
-
-def test_the_glossary_is_whole_and_in_order():
-    assert len(ENTRIES) == len([line for line in GLOSSARY.splitlines() if line.startswith("**")]) >= 50
-    terms = [term for term, *_ in ENTRIES]
-    assert terms == sorted(terms, key=str.casefold)
-    assert len({term.casefold() for term in terms}) == len(terms)
-    assert set(OTHER_FORMS) - {"early stopping"} <= set(terms)
-
-
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry[0])
-def test_a_word_is_met_where_the_glossary_says(entry):
-    term, told, number, section, link = entry
-    assert link == f"../notebooks/{STEMS[number]}.ipynb"
-    text = next(text for name, text in sections(number).items() if name.startswith(f"{section} ·"))
-    assert OTHER_FORMS.get(term, term).casefold() in text.casefold()
-    assert len(re.findall(r"[.:?] ?", told)) <= 4 and told.endswith((".", ".)")), "one or two plain sentences"
-
-
 # --- issue forms and the pull request ---
 
 NEEDED = {"markdown": {"value"}, "input": {"label"}, "textarea": {"label"}}
