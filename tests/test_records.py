@@ -250,6 +250,12 @@ def test_the_lessons_train_at_the_rate_that_the_record_chose():
     assert profiles.get("cpu").learning_rate == sentiment.chosen(load("sentiment")["runs"], "LoRA query+value")
 
 
+def test_a_lean_base_costs_no_accuracy():
+    """Lean minus heavy, the same seeds and sentences: bands set before the runs."""
+    mean, (low, _) = sentiment.lean_minus_heavy(load("sentiment"))
+    assert mean >= -0.005 and low >= -0.010
+
+
 def runs_of(method: str, validation: dict) -> list:
     return [
         dict(name=f"{method}, rate {rate:g}, seed 0", method=method, learning_rate=rate, seed=0, validation=score)
