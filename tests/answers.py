@@ -12,11 +12,17 @@ ANSWERS = {
     "00_start_here": {
         "ex1": dict(
             wrong=[
-                "with_copies, with_adapters = 140, 0.2",
-                "with_copies, with_adapters = 14, 14.2",
-                "with_copies = '140'",
+                "billions_full, billions_lora = 6, 12",
+                "billions_full, billions_lora = 1.5, 1.5",
+                "billions_full, billions_lora = 3, 12",
+                "billions_full, billions_lora = 1.5, 6",
+                "billions_full, billions_lora = 1.5e9, 12e9",
+                "billions_full, billions_lora = 24 * 16, 24 * 2",
             ],
-            right=["with_copies, with_adapters = 140.0, 14.2"],
+            right=[
+                "billions_full, billions_lora = 24e9 / (4 + 4 + 4 + 4) / 1e9, 24e9 / 2 / 1e9",
+                "billions_full, billions_lora = 1.5, 24 / (2 + 0.003 * 16)",
+            ],
         ),
     },
     "01_low_rank_maths": {
