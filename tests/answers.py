@@ -174,14 +174,14 @@ ANSWERS = {
         ),
         "ex4": dict(
             wrong=[
-                "times, rate = 4, 2.5e-4",
-                "times, rate = 1, 1e-3",
-                "times, rate = 2, 2e-3",
-                "times, rate = 2**0.5, 1e-3 / 2**0.5",
-                "times, rate = 0.5, 5e-4",
-                "times, rate = 2, 1e-3",
+                "times, new_rate = 4, 7.5e-5",
+                "times, new_rate = 1, 3e-4",
+                "times, new_rate = 2, 6e-4",
+                "times, new_rate = 2**0.5, 3e-4 / 2**0.5",
+                "times, new_rate = 0.5, 1.5e-4",
+                "times, new_rate = 2, 3e-4",
             ],
-            right=["times, rate = 2.0, 0.0005", "times, rate = 1.98, 5.05e-4"],
+            right=["times, new_rate = 2.0, 0.00015", "times, new_rate = 1.98, 1.52e-4"],
         ),
     },
     "04_roberta_sst2": {
