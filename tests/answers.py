@@ -54,40 +54,140 @@ ANSWERS = {
     "02_lora_layer": {
         "ex1": dict(
             wrong=[
-                "moves_first, steps_until_both = 'lora_A', 1",
-                "moves_first, steps_until_both = 'lora_B', 0",
-                "moves_first, steps_until_both = 'B', 1",
+                "first_to_fail = {'new base': 1, 'bias learns': 2, 'A zero too': 3, 'no alpha': 4, 'copied base': 0}",
+                "first_to_fail = {'new base': 1, 'bias learns': 2, 'A zero too': 3, 'no alpha': 5, 'copied base': 1}",
+                "first_to_fail = {'new base': 3, 'bias learns': 3, 'A zero too': 3, 'no alpha': 5, 'copied base': 0}",
+                "first_to_fail = {'new base': 1, 'bias learns': 2, 'A zero too': 1, 'no alpha': 5, 'copied base': 0}",
+                "first_to_fail = [1, 2, 3, 5, 0]",
+                "first_to_fail = {'new base': 1}",
             ],
-            right=["moves_first, steps_until_both = 'lora_B', 1.0"],
+            right=[
+                "first_to_fail['new base'], first_to_fail['bias learns'], first_to_fail['A zero too'] = 1, 2, 3\n"
+                "first_to_fail['no alpha'], first_to_fail['copied base'] = 5, 0"
+            ],
         ),
         "ex2": dict(
-            wrong=["alpha_plain, alpha_rs = 16, 16", "alpha_plain, alpha_rs = 64, 64", "alpha_plain, alpha_rs = 4, 32"],
-            right=["alpha_plain, alpha_rs = 16 / 8 * 32, 16 / 8**0.5 * 32**0.5"],
+            wrong=[
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    network[-1] = LoRALinear(network[-1], r, alpha)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(module, r, alpha)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(module, r, alpha)\n"
+                "    network.requires_grad_(False)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            new = nn.Linear(module.in_features, module.out_features)\n"
+                "            network[i] = LoRALinear(new, r, alpha)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(module, alpha, r)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(LoRALinear(module, r, alpha), r, alpha)\n"
+                "    return network",
+            ],
+            right=[
+                "def wrap(network, r, alpha):\n"
+                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    return nn.Sequential(*(LoRALinear(m, r, alpha) if isinstance(m, nn.Linear) else m for m in network))",
+            ],
         ),
         "ex3": dict(
             wrong=[
-                "plain = copy.deepcopy(reader)",
-                "plain = copy.deepcopy(adapted['LoRA'])\nfor _, layer in lora.layers(plain):\n    layer.merge()",
-                "plain = copy.deepcopy(adapted['full'])",
+                # the factor alone
+                "class Merging(LoRALinear):\n"
+                "    def merge(self):\n"
+                "        self.base_layer.weight.data += self.scaling * self.lora_B @ self.lora_A\n"
+                "    def unmerge(self):\n"
+                "        self.base_layer.weight.data -= self.scaling * self.lora_B @ self.lora_A",
+                # and a flag: the way back still rounds
+                "class Merging(LoRALinear):\n"
+                "    merged = False\n"
+                "    def forward(self, x):\n"
+                "        return self.base_layer(x) if self.merged else super().forward(x)\n"
+                "    def merge(self):\n"
+                "        if not self.merged:\n"
+                "            self.base_layer.weight.data += self.scaling * self.lora_B @ self.lora_A\n"
+                "        self.merged = True\n"
+                "    def unmerge(self):\n"
+                "        if self.merged:\n"
+                "            self.base_layer.weight.data -= self.scaling * self.lora_B @ self.lora_A\n"
+                "        self.merged = False",
+                # a copy is kept, taken anew at the second merge
+                "class Merging(LoRALinear):\n"
+                "    merged = False\n"
+                "    def forward(self, x):\n"
+                "        return self.base_layer(x) if self.merged else super().forward(x)\n"
+                "    def merge(self):\n"
+                "        self.kept, self.merged = self.base_layer.weight.data.clone(), True\n"
+                "        self.base_layer.weight.data += self.scaling * self.lora_B @ self.lora_A\n"
+                "    def unmerge(self):\n"
+                "        self.base_layer.weight.data, self.merged = self.kept.clone(), False",
+                # nothing is merged at all
+                "class Merging(LoRALinear):\n    def merge(self):\n        pass\n    def unmerge(self):\n        pass",
+                # the merged weight learns
+                "class Merging(LoRALinear):\n"
+                "    kept = None\n"
+                "    def forward(self, x):\n"
+                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
+                "    def merge(self):\n"
+                "        if self.kept is None:\n"
+                "            self.kept = self.base_layer.weight.data\n"
+                "            new = self.kept + self.scaling * (self.lora_B @ self.lora_A).detach()\n"
+                "            self.base_layer.weight = nn.Parameter(new)\n"
+                "    def unmerge(self):\n"
+                "        if self.kept is not None:\n"
+                "            self.base_layer.weight = nn.Parameter(self.kept, requires_grad=False)\n"
+                "            self.kept = None",
             ],
             right=[
-                "other = copy.deepcopy(adapted['LoRA'])\n"
-                "plain = nn.Sequential(*(m.to_linear() if isinstance(m, lora.LoRALinear) else m for m in other))"
+                "class Merging(LoRALinear):\n"
+                "    def __init__(self, *args, **options):\n"
+                "        super().__init__(*args, **options)\n"
+                "        self.original = self.base_layer.weight.detach().clone()\n"
+                "        self.merged = False\n"
+                "    def forward(self, x):\n"
+                "        return self.base_layer(x) if self.merged else super().forward(x)\n"
+                "    @torch.no_grad()\n"
+                "    def merge(self):\n"
+                "        self.base_layer.weight.copy_(self.original + self.scaling * self.lora_B @ self.lora_A)\n"
+                "        self.merged = True\n"
+                "    @torch.no_grad()\n"
+                "    def unmerge(self):\n"
+                "        self.base_layer.weight.copy_(self.original)\n"
+                "        self.merged = False",
+                "Merging = lora.LoRALinear",
             ],
         ),
         "ex4": dict(
             wrong=[
-                "def trustworthy(layer):\n    return not layer.lora_B.any().item()",
-                "def trustworthy(layer):\n    return not layer.base_layer.weight.requires_grad",
-                "def trustworthy(layer):\n    return False",
-                "def trustworthy(layer):\n    x = torch.randn(2, 16)\n    return torch.equal(layer(x), layer.base_layer(x))",
+                "times, new_rate = 4, 7.5e-5",
+                "times, new_rate = 1, 3e-4",
+                "times, new_rate = 2, 6e-4",
+                "times, new_rate = 2**0.5, 3e-4 / 2**0.5",
+                "times, new_rate = 0.5, 1.5e-4",
+                "times, new_rate = 2, 3e-4",
             ],
-            right=[
-                "def trustworthy(layer):\n"
-                "    frozen = {n for n, p in layer.named_parameters() if not p.requires_grad}\n"
-                "    zero = {n for n, p in layer.named_parameters() if not p.any()}\n"
-                "    return 'base_layer.weight' in frozen and 'lora_B' in zero and 'lora_A' not in zero"
-            ],
+            right=["times, new_rate = 2.0, 0.00015", "times, new_rate = 1.98, 1.52e-4"],
         ),
     },
     "04_roberta_sst2": {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import forgetting
 from tools import lessons
 from utils import ROOT, lora, lowrank, profiles, training
 
@@ -152,6 +153,19 @@ def test_lesson_02_builds_the_layer_of_utils():
         nn.init.constant_(layer.lora_B, 0.1)
     torch.testing.assert_close(theirs(x), ours(x), rtol=0, atol=0)
     assert [n for n, p in theirs.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
+
+
+def test_lesson_02_trains_as_the_recorded_runs_do():
+    import torch.nn.functional as F
+
+    tasks, labels, rows, test_rows = forgetting.digits()
+    kept = dict(tasks=tasks, labels=labels, train_rows=rows, test_rows=test_rows, torch=torch, nn=nn, F=F)
+    source = cell("02_lora_layer", "reader").source.split("\ntorch.manual_seed")[0]
+    train, ours = namespace(source, **kept)["train"], forgetting.reader(0)
+    forgetting.train(ours, tasks["upright"][rows], labels[rows], 20, 1e-3, 0)
+    theirs = train(forgetting.reader(0), "upright", 1e-3, 20)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_lesson_01_derives_the_gradients_of_utils():
