@@ -3,7 +3,7 @@
     python -m benchmarks.ask            # about 25 minutes on two cores; goes on where it stopped
     python -m benchmarks.ask --table    # print what is recorded
 
-Prompt, examples and threshold are chosen on validation; about the test sentences the model is asked twice, with the winner and
+Prompt, examples and threshold are chosen on validation rows; about the test rows the model is asked twice, with the winner and
 with the first prompt as it stands. Lesson 00 runs both on some of them.
 """
 
@@ -76,14 +76,16 @@ def answers(tokenizer, prompt: str) -> list[int]:
     return [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in PROMPTS[prompt][1]]
 
 
-def ask(model, tokenizer, prompt: str, examples, reviews):
+def ask(model, tokenizer, prompt: str, examples, reviews, bar: bool = False):
     """(scores, read, anew): for each review the logit of the word for positive less that of the word for negative; tokens of a
     call, and those of them that are not the same in every call.
 
     What all conversations begin with is read once and kept (its keys and values), so that each call reads only its own end.
+    bar: show the progress.
     """
     import numpy as np
     import torch
+    from tqdm.auto import tqdm
 
     texts = [
         tokenizer.apply_chat_template(chat(prompt, examples, review), tokenize=False, add_generation_prompt=True)
@@ -97,7 +99,7 @@ def ask(model, tokenizer, prompt: str, examples, reviews):
     with torch.inference_mode():
         beginning = torch.tensor([ids[0][:shared]], device=model.device)
         known = model.model(input_ids=beginning, use_cache=True).past_key_values
-        for start in range(0, len(order), BATCH):
+        for start in tqdm(range(0, len(order), BATCH), disable=not bar):
             rows = order[start : start + BATCH]
             ends = [ids[i][shared:] for i in rows]
             long = max(map(len, ends))

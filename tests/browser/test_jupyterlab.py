@@ -331,6 +331,27 @@ plots.box(answer, "A review", "Good film.")"""
     assert desk.watch.errors == [] and desk.watch.outside == []
 
 
+def test_a_reader_types_a_review_and_both_models_answer(sit_down, shots):
+    (path,) = lessons.lessons(["00"])
+    desk = sit_down(path)
+    desk.run_up_to("cost")
+    cell = desk.cell("box-run")
+    field, answer = cell.get_by_label("A review"), cell.get_by_role("status")
+    expect(answer.locator("tr")).to_have_count(2)  # of the review that stands there at first
+    for review, verdict in (
+        ("A joy from the first minute to the last.", "praise"),
+        ("Dull, loud and far too long.", "pan"),
+    ):
+        field.focus()
+        desk.page.keyboard.press("ControlOrMeta+A")
+        desk.page.keyboard.type(review)
+        desk.page.keyboard.press("Enter")
+        expect(answer.locator("tr", has_text="taught")).to_contain_text(f"{verdict}, ", timeout=PATIENCE)
+        expect(answer.locator("tr", has_text="asked")).to_contain_text(re.compile("praise|pan"))
+    desk.page.screenshot(path=shots / "00-box.png")
+    assert desk.failures() == [] and desk.watch.errors == [] and desk.watch.outside == []
+
+
 def test_a_drawing_is_seen_and_its_code_is_folded(sit_down, tmp_path, shots):
     source = """# @title Figure · two bars
 from utils import plots
@@ -375,27 +396,6 @@ def test_tables_of_a_notebook_that_was_not_run_stand_as_they_should(sit_down, tm
     )
     assert {text for text, side in ours if side == "left"} == {"sentence", *frame["sentence"]}
     assert {text for text, side in ours if side == "right"} == {"people say", "1", "-2"}
-
-
-def test_a_reader_types_a_review_and_both_models_answer(sit_down, shots):
-    (path,) = lessons.lessons(["00"])
-    desk = sit_down(path)
-    desk.run_up_to("cost")
-    cell = desk.cell("box-run")
-    field, answer = cell.get_by_label("A review"), cell.get_by_role("status")
-    expect(answer.locator("tr")).to_have_count(2)  # of the review that stands there at first
-    for review, verdict in (
-        ("A joy from the first minute to the last.", "praise"),
-        ("Dull, loud and far too long.", "pan"),
-    ):
-        field.focus()
-        desk.page.keyboard.press("ControlOrMeta+A")
-        desk.page.keyboard.type(review)
-        desk.page.keyboard.press("Enter")
-        expect(answer.locator("tr", has_text="taught")).to_contain_text(f"{verdict}, ", timeout=PATIENCE)
-        expect(answer.locator("tr", has_text="asked")).to_contain_text(re.compile("praise|pan"))
-    desk.page.screenshot(path=shots / "00-box.png")
-    assert desk.failures() == [] and desk.watch.errors == [] and desk.watch.outside == []
 
 
 def test_faults_are_seen(sit_down, tmp_path):
