@@ -47,6 +47,7 @@ def test_all_lessons_are_written_for_nbmake(tmp_path):
     assert {file.stem[2:] for file in tmp_path.glob("*.ipynb")} == set(LESSONS)
 
 
+@pytest.mark.lesson
 @pytest.mark.parametrize("name", ["01_low_rank_maths", "02_lora_layer"])
 def test_learner_copy_runs_to_the_end(name, tmp_path):
     result = lessons.execute(handout.learner_copy(LESSONS[name]), "smoke", COURSE_BUILD=str(tmp_path))
@@ -89,6 +90,7 @@ def answer(model, prompts, **_):
 """
 
 
+@pytest.mark.lesson
 @pytest.mark.parametrize(
     "name, claim",
     [

@@ -678,12 +678,14 @@ def made_pins(monkeypatch):
 
 
 ORIGIN = dict(values={}, date="", machine="", precision="")
+RAN = lessons.Result(None, 999.0, 1.0, "cell")
 WRITERS = {  # what is written: (file, how)
     "a lesson": (
         "notebooks/01_low_rank_maths.ipynb",
         lambda root, _: lessons.save(nbformat.v4.new_notebook(), root / "notebooks" / "01_low_rank_maths.ipynb"),
     ),
     "the README's minutes": ("README.md", lambda root, patch: refresh(root, patch)),
+    "a laptop's minutes": ("README.md", lambda root, _: lessons.stamp_laptop(RAN, Path("01_low_rank_maths.ipynb"))),
     "the teachers' minutes": ("docs/teaching.md", lambda root, patch: refresh(root, patch)),
     "the README's figure": ("docs/figure.png", lambda root, _: lessons.save_readme_figure(with_figure())),
     "a stamp in the README": ("README.md", lambda root, _: stamp.stamp("ada/x", root)),

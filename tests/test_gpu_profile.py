@@ -537,6 +537,7 @@ def test_on_a_gpu_the_whole_model_goes_there_in_its_own_16_bits(tried, name, dty
 # --- whole lessons ---
 
 
+@pytest.mark.lesson
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_lesson_reaches_its_last_cell(name, cache, tmp_path):
     """Claims are printed and not judged, for random weights know nothing."""

@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from transformers import RobertaConfig
 
-from benchmarks import four_bits, gpu, lora_layer, memory, record, sentiment, sft
+from benchmarks import ask, four_bits, gpu, lora_layer, memory, record, sentiment, sft
 from utils import ROOT, data, profiles
 
-RECORDS = ("four_bits", "gpu", "lora_layer", "memory", "sentiment", "sft")
+RECORDS = ("ask", "four_bits", "gpu", "lora_layer", "memory", "sentiment", "sft")
 NO_LOSSES = ("gpu", "memory")  # measurements, with nothing that a canary could follow
 
 
@@ -26,11 +26,13 @@ def decides(name: str) -> dict:
         return four_bits.values(*sentiment.material(), sentiment.chosen(load("sentiment")["runs"], four_bits.METHOD))
     if name == "sft":
         return sft.values(*sft.material())
+    if name == "ask":
+        return ask.values(*sentiment.material())
     return dict(gpu=gpu, lora_layer=lora_layer, memory=memory)[name].values()
 
 
 def canary(name: str) -> dict:
-    module = dict(sentiment=sentiment, four_bits=four_bits, sft=sft, lora_layer=lora_layer)[name]
+    module = dict(ask=ask, sentiment=sentiment, four_bits=four_bits, sft=sft, lora_layer=lora_layer)[name]
     return module.canary() if name == "lora_layer" else module.canary(*(sft if name == "sft" else sentiment).material())
 
 
@@ -246,6 +248,12 @@ def test_the_record_is_due_what_the_plan_says(now):
 
 def test_the_lessons_train_at_the_rate_that_the_record_chose():
     assert profiles.get("cpu").learning_rate == sentiment.chosen(load("sentiment")["runs"], "LoRA query+value")
+
+
+def test_a_lean_base_costs_no_accuracy():
+    """Lean minus heavy, the same seeds and sentences: bands set before the runs."""
+    mean, (low, _) = sentiment.lean_minus_heavy(load("sentiment"))
+    assert mean >= -0.005 and low >= -0.010
 
 
 def runs_of(method: str, validation: dict) -> list:

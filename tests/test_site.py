@@ -158,7 +158,7 @@ def test_an_image_of_another_host_is_refused():
 def test_the_front_page_lists_every_lesson_with_its_minutes():
     text = site.lesson_map((ROOT / "README.md").read_text(encoding="utf-8"))
     assert [text.count(f"(notebooks/{path.name})") for path in PATHS] == [1] * len(PATHS)
-    assert text.count("min on two CPU cores") == len(PATHS) and "| Lesson |" not in text
+    assert text.count("min on two server cores") == len(PATHS) and "| Lesson |" not in text
     with pytest.raises(SystemExit, match=r"README\.md has no table that begins with `\| Lesson \|`"):
         site.lesson_map("# A course\n\nNo table.\n")
 

@@ -1,6 +1,7 @@
 """Execute the lessons: `python -m tools.lessons run` into build/, `… outputs` refreshes the committed outputs too.
 
 python -m tools.lessons run [04 …] [--profile cpu]
+python -m tools.lessons laptop [04 …]    # on a processor made as slow as an ordinary laptop's; writes that column of the README
 """
 
 import argparse
@@ -29,6 +30,14 @@ BUILD = ROOT / "build"
 STRIP = (
     "metadata.widgets metadata.language_info.version cell.metadata.execution cell.metadata.colab cell.metadata.outputId"
 )
+
+# What most laptops lack, taken away: products in bf16 and vectors longer than AVX2's
+LAPTOP = {
+    "COURSE_PRECISION": "fp32",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 
 
 def lessons(names=()) -> list[Path]:
@@ -210,22 +219,31 @@ def refresh(result: Result, path: Path, was: str) -> None:
         save_readme_figure(result.notebook)
 
 
+def stamp_laptop(result: Result, path: Path) -> None:
+    """Write a lesson's time on a laptop into the README's map."""
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    files.place_file(readme, between(before, f"laptop:{path.name[:2]}", minutes(result.seconds)), was=before)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "outputs"))
+    parser.add_argument("what", choices=("run", "outputs", "laptop"))
     parser.add_argument("names", nargs="*", help="lesson numbers; all where none is given")
     parser.add_argument("--profile", default="cpu")
     options = parser.parse_args()
-    if options.what == "outputs" and options.profile != "cpu":
-        parser.error("committed outputs come from the cpu profile")
+    if options.what != "run" and options.profile != "cpu":
+        parser.error(f"`{options.what}` is for the cpu profile")
     from utils import profiles
 
     profile = profiles.get(options.profile)
-    folder = BUILD / profile.name
+    laptop = options.what == "laptop"
+    folder = BUILD / ("laptop" if laptop else profile.name)
     rows, failed = [], False
     for path in lessons(options.names):
         print(f"{path.stem} …", flush=True)
         env = {"COURSE_BUILD": str(BUILD), **({"HF_HUB_OFFLINE": "1"} if profile.offline else {})}
+        env |= LAPTOP if laptop else {}
         text = path.read_text(encoding="utf-8")
         try:
             result = execute(nbformat.reads(text, as_version=4), profile.name, **env)
@@ -242,6 +260,8 @@ def main() -> int:
             save(result.notebook, folder / path.name)
             if options.what == "outputs" and not result.error:
                 refresh(result, path, text)
+            if laptop and not result.error:
+                stamp_laptop(result, path)
         except files.Refused as error:  # an edit saved meanwhile is never overwritten
             failed = True
             print(error, file=sys.stderr)
