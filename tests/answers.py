@@ -7,6 +7,38 @@ LABELS_FOR = "def labels_for(prompt_ids, answer_ids, length, pad_id):\n"
 TODAY = """today = dict(evaluation_strategy="eval_strategy", max_seq_length="max_length", warmup_ratio="warmup_steps")
 today["group_by_length"] = "train_sampling_strategy"
 """
+FREE = "'lora_' in path or 'classifier' in path"
+
+
+def adapt(
+    which="'classifier' not in path", inside="old", parent="model.get_submodule(path.rpartition('.')[0])", trained=FREE
+):
+    """Lesson 03's `adapt`, right but for what is given."""
+    return (
+        "def adapt(model, r=8, alpha=16):\n"
+        "    for path, old in list(model.named_modules()):\n"
+        f"        if isinstance(old, nn.Linear) and {which}:\n"
+        f"            setattr({parent}, path.split('.')[-1], lora.LoRALinear({inside}, r, alpha))\n"
+        "    for path, parameter in model.named_parameters():\n"
+        f"        parameter.requires_grad_({trained})"
+    )
+
+
+def influence(layers="(at.query, at.value)", on="True", moved="np.abs(now - whole).mean()", back="moved"):
+    """Lesson 03's `influence`, right but for what is given."""
+    return (
+        "def influence(model):\n"
+        "    whole, moved = training.predict(model, tokenizer, sentences)[:, 1], []\n"
+        "    for at in (block.attention.self for block in model.roberta.encoder.layer):\n"
+        f"        for each in {layers}:\n"
+        "            each.enabled = False\n"
+        "        now = training.predict(model, tokenizer, sentences)[:, 1]\n"
+        f"        moved.append({moved})\n"
+        f"        for each in {layers}:\n"
+        f"            each.enabled = {on}\n"
+        f"    return {back}"
+    )
+
 
 ANSWERS = {
     "00_start_here": {
@@ -239,35 +271,55 @@ ANSWERS = {
     "03_roberta_by_hand": {
         "ex1": dict(
             wrong=[
-                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear)]",
-                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and n.endswith('dense')]",
-                "wanted = [n for n, m in fresh.named_modules() if n.endswith(('query', 'value'))]",
-                "wanted = [n for n, m in fresh.named_modules() if '.layer.' in n]",
-                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and '.layer.' in n] * 2",
+                "changed = dict.fromkeys(changed, (True, True))",
+                "changed = dict(query=(True, True), key=(True, True), value=(True, True), intermediate=(False, True))",
+                "changed = dict(query=(True, True), key=(False, True), value=(False, True), intermediate=(False, True))",
+                "changed = dict(query=(True, False), key=(True, False), value=(False, False), intermediate=(False, False))",
+                "changed = dict(query=(True, True), key=(True, True), value=(False, True), intermediate=(False, False))",
+                "changed = dict.fromkeys(changed, 'no')",
             ],
-            right=[
-                "wanted = {n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and '.layer.' in n}",
-            ],
+            right=["changed = dict(intermediate=[0, 1], value=[0, 1], key=[1, 1], query=[1, 1])"],
         ),
         "ex2": dict(
             wrong=[
-                'parts = {"LoRA": 294_912, "head": 3_074, "LayerNorm": 38_400, "bias": 82_944}',
-                'parts = {"LoRA": 294_912, "head": 592_130, "LayerNorm": 38_400, "bias": 83_712}',
-                'parts = {"LoRA": 294_912, "head": 1_538, "LayerNorm": 38_400, "bias": 83_712}',
-                'parts = {"LoRA": 294_912, "head": 3_074, "LayerNorm": 36_864, "bias": 85_248}',
-                'parts = {"LoRA": 420_098}',
+                adapt(which="True"),
+                adapt(which="'dense' in path"),
+                adapt(inside="nn.Linear(old.in_features, old.out_features)"),
+                adapt(parent="model"),
+                adapt(trained="'lora_' in path"),
+                adapt(trained="'lora_' in path or 'classifier' in path or 'bias' in path"),
+                adapt(trained="True"),
             ],
-            right=['parts = {"bias": 83_712.0, "LayerNorm": 38_400, "head": 3_074, "LoRA": 294_912}'],
+            right=[
+                adapt(),
+                "def adapt(model, r=8, alpha=16):\n"
+                "    lora.inject(model, r'.*\\.layer\\..*\\.(query|key|value|dense)', r, alpha)\n"
+                "    model.classifier.requires_grad_(True)",
+            ],
         ),
         "ex3": dict(
             wrong=[
-                "def their_slope(step, steps):\n    return slope(step, steps)",
-                "def their_slope(step, steps):\n    return min(1, step / 200)",
-                "def their_slope(step, steps):\n    return min(step / 200, (600 - step) / 400)",
-                "def their_slope(step, steps):\n    return 5e-4 * slope(step, steps, 1 / 3)",
+                influence(on="False"),
+                influence(layers="(at.query,)"),
+                influence(moved="(now - whole).mean()"),
+                influence(moved="np.abs(now - whole).max()"),
+                influence(moved="(now.round() != whole.round()).mean()"),
+                influence(back="moved[::-1]"),
+                influence(back="moved[:-1]"),
             ],
             right=[
-                "def their_slope(step, steps):\n    return min(3 * step / steps, 1.5 * (1 - step / steps))",
+                influence(back="np.array(moved)"),
+                "def influence(model):\n"
+                "    found = []\n"
+                "    for block in range(config.num_hidden_layers):\n"
+                "        here = [m for name, m in lora.layers(model) if f'.layer.{block}.' in name]\n"
+                "        answers = []\n"
+                "        for on in (False, True):\n"
+                "            for m in here:\n"
+                "                m.enabled = on\n"
+                "            answers.append(training.predict(model, tokenizer, sentences))\n"
+                "        found.append(np.abs(answers[0] - answers[1])[:, 0].mean())\n"
+                "    return found",
             ],
         ),
     },

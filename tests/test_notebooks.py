@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import forgetting
 from tools import lessons
-from utils import ROOT, lora, lowrank, profiles, training
+from utils import ROOT, lora, lowrank, models, profiles, training
 
 PATHS = lessons.lessons()
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
@@ -177,6 +177,15 @@ def test_lesson_01_derives_the_gradients_of_utils():
     G = lowrank.delta(B, A, 4) - target
     for a, b in zip(theirs["gradients"](B, A, target), lowrank.gradients(B, A, 4, G), strict=True):
         np.testing.assert_allclose(a, b)
+
+
+@torch.no_grad()
+def test_lesson_03_computes_the_attention_of_the_model():
+    model, tokenizer = models.load_encoder(profiles.get("smoke"), attn_implementation="eager")
+    source = cell("03_roberta_by_hand", "heat-maps").source.split("\nwords =")[0]
+    words = tokenizer("not a good film", return_tensors="pt")
+    maps = namespace(source, torch=torch)["heat_maps"](model, words)
+    torch.testing.assert_close(maps, torch.cat(model.roberta(**words, output_attentions=True).attentions))
 
 
 def test_lesson_04_trains_with_the_arguments_of_the_recorded_runs(tmp_path):
