@@ -7,6 +7,14 @@ LABELS_FOR = "def labels_for(prompt_ids, answer_ids, length, pad_id):\n"
 TODAY = """today = dict(evaluation_strategy="eval_strategy", max_seq_length="max_length", warmup_ratio="warmup_steps")
 today["group_by_length"] = "train_sampling_strategy"
 """
+RANDOM_A = "np.random.default_rng(0).standard_normal((r, W.shape[1])) / np.sqrt(W.shape[1])"
+TRAIN_LORA = """def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):
+    B, A = np.zeros((W.shape[0], r)), {A}
+    for _ in range(steps):
+        G = ((W + {update}) @ X - Y) @ X.T / X.shape[1]
+        grad_B, grad_A = alpha / r * G @ A.T, alpha / r * B.T @ G
+        B, A = B - rate * grad_B, A - rate * grad_A
+{then}    return B, A"""
 FREE = "'lora_' in path or 'classifier' in path"
 
 
@@ -60,27 +68,76 @@ ANSWERS = {
     "01_low_rank_maths": {
         "ex1": dict(
             wrong=[
-                "rank_P, rank_Q, rank_P_plus_P = 3, 1, 6",
-                "rank_P, rank_Q, rank_P_plus_P = 50, 1, 50",
-                "rank_P, rank_Q, rank_P_plus_P = 3, 10, 3",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 1, 6, 6",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 50, 1, 50, 50",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 10, 3, 6",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 1, 3, 3",
             ],
-            right=["rank_P, rank_Q, rank_P_plus_P = 3.0, 1.0, 3.0"],
+            right=["rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3.0, np.int64(1), 3.0, 6.0"],
         ),
         "ex2": dict(
-            wrong=["smallest_rank = 100", "smallest_rank = 5", "smallest_rank = len(s)"],
-            right=["smallest_rank = 1 + max(r for r in range(1, 300) if lowrank.tail_error(s, r) > 0.10)"],
+            wrong=[
+                "def rank_for(values, error):\n    return len(values)",
+                "def rank_for(values, error):\n"
+                "    return sum(lowrank.tail_error(values, r) > error for r in range(len(values))) - 1",
+                "def rank_for(values, error):\n"
+                "    return sum(lowrank.tail_error(values, r) > error for r in range(len(values))) + 1",
+                "def rank_for(values, error):\n    return sum(value / values[0] > error for value in values)",
+                "def rank_for(values, error):\n"  # without the squares
+                "    return next(r for r in range(1, len(values) + 1) if sum(values[r:]) <= error * sum(values))",
+                "def rank_for(values, error):\n"  # without the root
+                "    v = np.square(values)\n"
+                "    return next(r for r in range(1, len(v) + 1) if v[r:].sum() <= error * v.sum())",
+                "def rank_for(values, error):\n    return 54",
+            ],
+            right=[
+                "def rank_for(values, error):\n"
+                "    return float(sum(lowrank.tail_error(values, r) > error for r in range(len(values))))",
+                "def rank_for(values, error):\n"
+                "    kept = np.cumsum(np.square(values)) / np.sum(np.square(values))\n"
+                "    return 1 + np.argmax(1 - kept <= error**2)",
+                "def rank_for(values, error):\n"
+                "    r = 1\n"
+                "    while np.linalg.norm(values[r:]) > error * np.linalg.norm(values):\n"
+                "        r += 1\n"
+                "    return r",
+            ],
         ),
         "ex3": dict(
             wrong=[
-                "def train_from_zero(target, steps):\n    return train(target, r=2, steps=steps)[0]",
-                "def train_from_zero(target, steps):\n    return [0.0] * steps",
-                "def train_from_zero(target, steps):\n    return [0.5] * (steps + 1)",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 5, 5, 1",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 1.5, 1.5, 0.5",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 0, 2.5, 0",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 2.5, 2.5, 2.5",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 4.5, 4.5, 6.5",
             ],
-            right=["def train_from_zero(target, steps):\n    return np.full(steps, 0.5 * (target**2).sum())"],
+            right=[
+                "left_r1_alpha16 = left_r1_alpha1 = 2.5\nleft_r2_alpha16 = np.float32(0.5)",
+                "left_r1_alpha16 = left_r1_alpha1 = 5 / 2\nleft_r2_alpha16 = 1 / 2",
+            ],
         ),
         "ex4": dict(
-            wrong=["lora_numbers = 147_456", "lora_numbers = 12 * 2 * 768 * 768", "lora_numbers = 300_000"],
-            right=["lora_numbers = 24 * 8 * 1536"],
+            wrong=[
+                TRAIN_LORA.format(A=RANDOM_A, update="B @ A", then=""),
+                TRAIN_LORA.format(A="np.zeros((r, W.shape[1]))", update="alpha / r * B @ A", then=""),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="        W -= rate * G\n"),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha * B @ A", then=""),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("B - rate", "B + rate"),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("np.zeros", "np.ones"),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="        break\n"),
+            ],
+            right=[
+                "def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):\n"
+                "    draw = np.random.default_rng(3)\n"
+                "    A, B = np.zeros((r, W.shape[1])), draw.standard_normal((W.shape[0], r)) / 2\n"
+                "    for _ in range(steps):\n"
+                "        G = (W @ X + alpha / r * B @ (A @ X) - Y) @ X.T / X.shape[1]\n"
+                "        grad_B, grad_A = alpha / r * G @ A.T, alpha / r * B.T @ G\n"
+                "        B -= rate * grad_B\n"
+                "        A -= rate * grad_A\n"
+                "    return B, A",
+                TRAIN_LORA.format(A="np.random.randn(r, W.shape[1])", update="lowrank.delta(B, A, alpha)", then=""),
+            ],
         ),
     },
     "02_lora_layer": {

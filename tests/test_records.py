@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from transformers import RobertaConfig
 
-from benchmarks import ask, forgetting, four_bits, gpu, lora_layer, memory, record, sentiment, sft
+from benchmarks import ask, forgetting, four_bits, gpu, lora_layer, memory, ranks, record, sentiment, sft
 from utils import ROOT, data, profiles
 
-RECORDS = ("ask", "forgetting", "four_bits", "gpu", "lora_layer", "memory", "sentiment", "sft")
+RECORDS = ("ask", "forgetting", "four_bits", "gpu", "lora_layer", "memory", "ranks", "sentiment", "sft")
 NO_LOSSES = ("gpu", "memory")  # measurements, with nothing that a canary could follow
 
 
@@ -26,15 +26,15 @@ def decides(name: str) -> dict:
         return four_bits.values(*sentiment.material(), sentiment.chosen(load("sentiment")["runs"], four_bits.METHOD))
     if name == "sft":
         return sft.values(*sft.material())
-    if name == "ask":
-        return ask.values(*sentiment.material())
+    if name in ("ask", "ranks"):
+        return dict(ask=ask, ranks=ranks)[name].values(*sentiment.material())
     return dict(forgetting=forgetting, gpu=gpu, lora_layer=lora_layer, memory=memory)[name].values()
 
 
 def canary(name: str) -> dict:
     if name in ("forgetting", "lora_layer"):
         return dict(forgetting=forgetting, lora_layer=lora_layer)[name].canary()
-    module = dict(ask=ask, sentiment=sentiment, four_bits=four_bits, sft=sft)[name]
+    module = dict(ask=ask, ranks=ranks, sentiment=sentiment, four_bits=four_bits, sft=sft)[name]
     return module.canary(*(sft if name == "sft" else sentiment).material())
 
 
@@ -256,6 +256,14 @@ def test_a_lean_base_costs_no_accuracy():
     """Lean minus heavy, the same seeds and sentences: bands set before the runs."""
     mean, (low, _) = sentiment.lean_minus_heavy(load("sentiment"))
     assert mean >= -0.005 and low >= -0.010
+
+
+def test_lora_at_small_ranks_trains_as_the_record_chose_at_rank_8():
+    kept = load("sentiment")["runs"]
+    assert sentiment.chosen(kept, ranks.METHOD) == ranks.RATE and sentiment.chosen(kept, ranks.FULL) == ranks.FULL_RATE
+    held = {run["r"]: run["lora"] for run in load("ranks")["runs"] if run["r"]}
+    (at_8,) = {run["lora"] for run in kept if run["method"] == ranks.METHOD}
+    assert {r: 8 * numbers for r, numbers in held.items()} == {r: r * at_8 for r in ranks.RANKS}
 
 
 def runs_of(method: str, validation: dict) -> list:
