@@ -75,7 +75,9 @@ HERE = glossary.FROM_A_LESSON
         ("A token, a token.", f"A [token]({HERE}#token), a token."),
         ("Tokens come first.", f"[Tokens]({HERE}#token) come first."),
         ("The model's tokens' ids", f"The model's [tokens]({HERE}#token)' ids"),
-        ("two **tokens** and a token", "two **tokens** and a token"),  # explained here
+        ("two **tokens** and a token", None),  # explained here
+        ("**Token.** What it is. A token", None),
+        ("the **query, key, value** and a query", None),
         ("**a token's number** is no token", f"**a [token]({HERE}#token)'s number** is no token"),
         ("*attention*", f"*[attention]({HERE}#attention)*"),
         ("(attention).", f"([attention]({HERE}#attention))."),

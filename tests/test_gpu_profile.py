@@ -34,7 +34,7 @@ LESSONS = ("03_roberta_by_hand", "04_roberta_sst2", "05_four_bits", "06_llama2_q
 
 SENTENCES = [
     f"{a} {b} {c} {d} " for a, b, c, d in product(
-        ("a quiet", "this", "the second", "an overlong", "one more"), ("film", "comedy", "thriller", "remake"),
+        ("a quiet", "not a good", "the second", "an overlong", "one more"), ("film", "comedy", "thriller", "remake"),
         ("that is", "which stays", "and it feels"), ("moving .", "dull .", "warm and funny .", "a waste of time ."),
     )
 ]  # fmt: skip

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import forgetting
 from tools import lessons
-from utils import ROOT, lora, lowrank, profiles, training
+from utils import ROOT, lora, lowrank, models, profiles, training
 
 PATHS = lessons.lessons()
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
@@ -154,6 +155,19 @@ def test_lesson_02_builds_the_layer_of_utils():
     assert [n for n, p in theirs.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
 
 
+def test_lesson_02_trains_as_the_recorded_runs_do():
+    import torch.nn.functional as F
+
+    tasks, labels, rows, test_rows = forgetting.digits()
+    kept = dict(tasks=tasks, labels=labels, train_rows=rows, test_rows=test_rows, torch=torch, nn=nn, F=F)
+    source = cell("02_lora_layer", "reader").source.split("\ntorch.manual_seed")[0]
+    train, ours = namespace(source, **kept)["train"], forgetting.reader(0)
+    forgetting.train(ours, tasks["upright"][rows], labels[rows], 20, 1e-3, 0)
+    theirs = train(forgetting.reader(0), "upright", 1e-3, 20)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_lesson_01_derives_the_gradients_of_utils():
     source = next(c.source for c in code(LESSONS["01_low_rank_maths"]) if "def gradients" in c.source)
     source = source.split("\ntarget =")[0]
@@ -163,6 +177,15 @@ def test_lesson_01_derives_the_gradients_of_utils():
     G = lowrank.delta(B, A, 4) - target
     for a, b in zip(theirs["gradients"](B, A, target), lowrank.gradients(B, A, 4, G), strict=True):
         np.testing.assert_allclose(a, b)
+
+
+@torch.no_grad()
+def test_lesson_03_computes_the_attention_of_the_model():
+    model, tokenizer = models.load_encoder(profiles.get("smoke"), attn_implementation="eager")
+    source = cell("03_roberta_by_hand", "heat-maps").source.split("\nwords =")[0]
+    words = tokenizer("not a good film", return_tensors="pt")
+    maps = namespace(source, torch=torch)["heat_maps"](model, words)
+    torch.testing.assert_close(maps, torch.cat(model.roberta(**words, output_attentions=True).attentions))
 
 
 def test_lesson_04_trains_with_the_arguments_of_the_recorded_runs(tmp_path):

@@ -83,12 +83,16 @@ def linked(texts: list[str], number: str, known: list[Entry]) -> list[str]:
         ((form, entry) for entry in known if entry.link for form in entry.forms), key=lambda pair: -len(pair[0])
     )
     owners = {f"term{i}": entry for i, (_, entry) in enumerate(forms)}
-    words = [f"(?P<{name}>{spelled(form)})" for name, (form, _) in zip(owners, forms, strict=True)]
+    words = (f"(?P<{name}>{spelled(form)})" for name, (form, _) in zip(owners, forms, strict=True))
     pattern = re.compile("|".join([*LEFT_ALONE, *words]), re.M | re.S)
     texts = [LINK.sub(r"\1", text) for text in texts]
-    bold = re.findall(r"\*\*([^*\n]+)\*\*", "\n".join(texts))
-    done = {entry for entry in known if entry.lesson == number}
-    done |= {owners[match.lastgroup] for text in bold if (match := re.fullmatch("|".join(words), text))}
+    bold = [text.rstrip(".,:;") for text in re.findall(r"\*\*([^*\n]+)\*\*", "\n".join(texts))]
+
+    def explained(entry) -> bool:
+        named = (spelled(form) for form in (entry.term, *entry.forms))
+        return entry.lesson == number or any(re.fullmatch(name, text) for name in named for text in bold)
+
+    done = {entry for entry in known if explained(entry)}
 
     def link(match) -> str:
         entry = owners.get(match.lastgroup)

@@ -376,7 +376,7 @@ plots.show(figure, "Two bars; the right one is twice as high.", "Two bars.")"""
     assert desk.watch.errors == [] and desk.watch.outside == []
 
 
-# Where the text of each cell of the tables on the page stands, and whether it needs more lines than it has words' room for
+# The text of each cell of the tables on the page, and the side at which it stands
 TABLES = r"""() => [...document.querySelectorAll('.jp-RenderedHTML table')].map(table =>
     [...table.querySelectorAll('th, td')].map(cell => [cell.textContent, getComputedStyle(cell).textAlign]))"""
 
