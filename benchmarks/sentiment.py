@@ -197,8 +197,8 @@ def unpacked(run: dict, count: int):
     return np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), dtype=np.uint8))[:count].astype(bool)
 
 
-def spectrum(profile, splits, model, tokenizer) -> dict:
-    """What full fine-tuning changed: singular values of each update, and test accuracy when the updates are cut to rank r."""
+def spectrum(profile, splits, model, tokenizer, ranks=TRUNCATIONS) -> dict:
+    """What full fine-tuning changed: singular values of each update, and test accuracy when the updates are cut to each of `ranks`."""
     import torch
 
     from utils import models, training
@@ -213,7 +213,7 @@ def spectrum(profile, splits, model, tokenizer) -> dict:
         for name in (*shown, "0.intermediate.dense", "5.intermediate.dense")
     }
     test, accuracies = splits["test"], {}
-    for r in TRUNCATIONS:
+    for r in ranks:
         cut = {n: before[n] + (u[:, :r] * s[:r]) @ v[:r] for n, (u, s, v) in parts.items()}
         model.load_state_dict({**after, **cut})
         right = training.predict(model, tokenizer, test["sentence"][:]).argmax(1) == test["label"][:]

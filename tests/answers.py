@@ -30,81 +30,276 @@ def add_lora(model, r, alpha):
     for name, p in model.named_parameters():
         p.requires_grad = "lora_" in name or "classifier" in name
 """
+RANDOM_A = "np.random.default_rng(0).standard_normal((r, W.shape[1])) / np.sqrt(W.shape[1])"
+TRAIN_LORA = """def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):
+    B, A = np.zeros((W.shape[0], r)), {A}
+    for _ in range(steps):
+        G = ((W + {update}) @ X - Y) @ X.T / X.shape[1]
+        grad_B, grad_A = alpha / r * G @ A.T, alpha / r * B.T @ G
+        B, A = B - rate * grad_B, A - rate * grad_A
+{then}    return B, A"""
+FREE = "'lora_' in path or 'classifier' in path"
+
+
+def adapt(
+    which="'classifier' not in path", inside="old", parent="model.get_submodule(path.rpartition('.')[0])", trained=FREE
+):
+    """Lesson 03's `adapt`, right but for what is given."""
+    return (
+        "def adapt(model, r=8, alpha=16):\n"
+        "    for path, old in list(model.named_modules()):\n"
+        f"        if isinstance(old, nn.Linear) and {which}:\n"
+        f"            setattr({parent}, path.split('.')[-1], lora.LoRALinear({inside}, r, alpha))\n"
+        "    for path, parameter in model.named_parameters():\n"
+        f"        parameter.requires_grad_({trained})"
+    )
+
+
+def influence(layers="(at.query, at.value)", on="True", moved="np.abs(now - whole).mean()", back="moved"):
+    """Lesson 03's `influence`, right but for what is given."""
+    return (
+        "def influence(model):\n"
+        "    whole, moved = training.predict(model, tokenizer, sentences)[:, 1], []\n"
+        "    for at in (block.attention.self for block in model.roberta.encoder.layer):\n"
+        f"        for each in {layers}:\n"
+        "            each.enabled = False\n"
+        "        now = training.predict(model, tokenizer, sentences)[:, 1]\n"
+        f"        moved.append({moved})\n"
+        f"        for each in {layers}:\n"
+        f"            each.enabled = {on}\n"
+        f"    return {back}"
+    )
+
 
 ANSWERS = {
     "00_start_here": {
         "ex1": dict(
             wrong=[
-                "with_copies, with_adapters = 140, 0.2",
-                "with_copies, with_adapters = 14, 14.2",
-                "with_copies = '140'",
+                "billions_full, billions_lora = 6, 12",
+                "billions_full, billions_lora = 1.5, 1.5",
+                "billions_full, billions_lora = 3, 12",
+                "billions_full, billions_lora = 1.5, 6",
+                "billions_full, billions_lora = 1.5e9, 12e9",
+                "billions_full, billions_lora = 24 * 16, 24 * 2",
             ],
-            right=["with_copies, with_adapters = 140.0, 14.2"],
+            right=[
+                "billions_full, billions_lora = 24e9 / (4 + 4 + 4 + 4) / 1e9, 24e9 / 2 / 1e9",
+                "billions_full, billions_lora = 1.5, 24 / (2 + 0.003 * 16)",
+            ],
         ),
     },
     "01_low_rank_maths": {
         "ex1": dict(
             wrong=[
-                "rank_P, rank_Q, rank_P_plus_P = 3, 1, 6",
-                "rank_P, rank_Q, rank_P_plus_P = 50, 1, 50",
-                "rank_P, rank_Q, rank_P_plus_P = 3, 10, 3",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 1, 6, 6",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 50, 1, 50, 50",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 10, 3, 6",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 1, 3, 3",
             ],
-            right=["rank_P, rank_Q, rank_P_plus_P = 3.0, 1.0, 3.0"],
+            right=["rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3.0, np.int64(1), 3.0, 6.0"],
         ),
         "ex2": dict(
-            wrong=["smallest_rank = 100", "smallest_rank = 5", "smallest_rank = len(s)"],
-            right=["smallest_rank = 1 + max(r for r in range(1, 300) if lowrank.tail_error(s, r) > 0.10)"],
+            wrong=[
+                "def rank_for(values, error):\n    return len(values)",
+                "def rank_for(values, error):\n"
+                "    return sum(lowrank.tail_error(values, r) > error for r in range(len(values))) - 1",
+                "def rank_for(values, error):\n"
+                "    return sum(lowrank.tail_error(values, r) > error for r in range(len(values))) + 1",
+                "def rank_for(values, error):\n    return sum(value / values[0] > error for value in values)",
+                "def rank_for(values, error):\n"  # without the squares
+                "    return next(r for r in range(1, len(values) + 1) if sum(values[r:]) <= error * sum(values))",
+                "def rank_for(values, error):\n"  # without the root
+                "    v = np.square(values)\n"
+                "    return next(r for r in range(1, len(v) + 1) if v[r:].sum() <= error * v.sum())",
+                "def rank_for(values, error):\n    return 54",
+            ],
+            right=[
+                "def rank_for(values, error):\n"
+                "    return float(sum(lowrank.tail_error(values, r) > error for r in range(len(values))))",
+                "def rank_for(values, error):\n"
+                "    kept = np.cumsum(np.square(values)) / np.sum(np.square(values))\n"
+                "    return 1 + np.argmax(1 - kept <= error**2)",
+                "def rank_for(values, error):\n"
+                "    r = 1\n"
+                "    while np.linalg.norm(values[r:]) > error * np.linalg.norm(values):\n"
+                "        r += 1\n"
+                "    return r",
+            ],
         ),
         "ex3": dict(
             wrong=[
-                "def train_from_zero(target, steps):\n    return train(target, r=2, steps=steps)[0]",
-                "def train_from_zero(target, steps):\n    return [0.0] * steps",
-                "def train_from_zero(target, steps):\n    return [0.5] * (steps + 1)",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 5, 5, 1",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 1.5, 1.5, 0.5",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 0, 2.5, 0",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 2.5, 2.5, 2.5",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 4.5, 4.5, 6.5",
             ],
-            right=["def train_from_zero(target, steps):\n    return np.full(steps, 0.5 * (target**2).sum())"],
+            right=[
+                "left_r1_alpha16 = left_r1_alpha1 = 2.5\nleft_r2_alpha16 = np.float32(0.5)",
+                "left_r1_alpha16 = left_r1_alpha1 = 5 / 2\nleft_r2_alpha16 = 1 / 2",
+            ],
         ),
         "ex4": dict(
-            wrong=["lora_numbers = 147_456", "lora_numbers = 12 * 2 * 768 * 768", "lora_numbers = 300_000"],
-            right=["lora_numbers = 24 * 8 * 1536"],
+            wrong=[
+                TRAIN_LORA.format(A=RANDOM_A, update="B @ A", then=""),
+                TRAIN_LORA.format(A="np.zeros((r, W.shape[1]))", update="alpha / r * B @ A", then=""),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="        W -= rate * G\n"),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha * B @ A", then=""),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("B - rate", "B + rate"),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("np.zeros", "np.ones"),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="        break\n"),
+            ],
+            right=[
+                "def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):\n"
+                "    draw = np.random.default_rng(3)\n"
+                "    A, B = np.zeros((r, W.shape[1])), draw.standard_normal((W.shape[0], r)) / 2\n"
+                "    for _ in range(steps):\n"
+                "        G = (W @ X + alpha / r * B @ (A @ X) - Y) @ X.T / X.shape[1]\n"
+                "        grad_B, grad_A = alpha / r * G @ A.T, alpha / r * B.T @ G\n"
+                "        B -= rate * grad_B\n"
+                "        A -= rate * grad_A\n"
+                "    return B, A",
+                TRAIN_LORA.format(A="np.random.randn(r, W.shape[1])", update="lowrank.delta(B, A, alpha)", then=""),
+            ],
         ),
     },
     "02_lora_layer": {
         "ex1": dict(
             wrong=[
-                "moves_first, steps_until_both = 'lora_A', 1",
-                "moves_first, steps_until_both = 'lora_B', 0",
-                "moves_first, steps_until_both = 'B', 1",
+                "first_to_fail = {'new base': 1, 'bias learns': 2, 'A zero too': 3, 'no alpha': 4, 'copied base': 0}",
+                "first_to_fail = {'new base': 1, 'bias learns': 2, 'A zero too': 3, 'no alpha': 5, 'copied base': 1}",
+                "first_to_fail = {'new base': 3, 'bias learns': 3, 'A zero too': 3, 'no alpha': 5, 'copied base': 0}",
+                "first_to_fail = {'new base': 1, 'bias learns': 2, 'A zero too': 1, 'no alpha': 5, 'copied base': 0}",
+                "first_to_fail = [1, 2, 3, 5, 0]",
+                "first_to_fail = {'new base': 1}",
             ],
-            right=["moves_first, steps_until_both = 'lora_B', 1.0"],
+            right=[
+                "first_to_fail['new base'], first_to_fail['bias learns'], first_to_fail['A zero too'] = 1, 2, 3\n"
+                "first_to_fail['no alpha'], first_to_fail['copied base'] = 5, 0"
+            ],
         ),
         "ex2": dict(
-            wrong=["alpha_plain, alpha_rs = 16, 16", "alpha_plain, alpha_rs = 64, 64", "alpha_plain, alpha_rs = 4, 32"],
-            right=["alpha_plain, alpha_rs = 16 / 8 * 32, 16 / 8**0.5 * 32**0.5"],
+            wrong=[
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    network[-1] = LoRALinear(network[-1], r, alpha)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(module, r, alpha)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(module, r, alpha)\n"
+                "    network.requires_grad_(False)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            new = nn.Linear(module.in_features, module.out_features)\n"
+                "            network[i] = LoRALinear(new, r, alpha)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(module, alpha, r)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(LoRALinear(module, r, alpha), r, alpha)\n"
+                "    return network",
+            ],
+            right=[
+                "def wrap(network, r, alpha):\n"
+                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    return nn.Sequential(*(LoRALinear(m, r, alpha) if isinstance(m, nn.Linear) else m for m in network))",
+            ],
         ),
         "ex3": dict(
             wrong=[
-                "plain = copy.deepcopy(reader)",
-                "plain = copy.deepcopy(adapted['LoRA'])\nfor _, layer in lora.layers(plain):\n    layer.merge()",
-                "plain = copy.deepcopy(adapted['full'])",
+                # the factor alone
+                "class Merging(LoRALinear):\n"
+                "    def merge(self):\n"
+                "        self.base_layer.weight.data += self.scaling * self.lora_B @ self.lora_A\n"
+                "    def unmerge(self):\n"
+                "        self.base_layer.weight.data -= self.scaling * self.lora_B @ self.lora_A",
+                # and a flag: the way back still rounds
+                "class Merging(LoRALinear):\n"
+                "    merged = False\n"
+                "    def forward(self, x):\n"
+                "        return self.base_layer(x) if self.merged else super().forward(x)\n"
+                "    def merge(self):\n"
+                "        if not self.merged:\n"
+                "            self.base_layer.weight.data += self.scaling * self.lora_B @ self.lora_A\n"
+                "        self.merged = True\n"
+                "    def unmerge(self):\n"
+                "        if self.merged:\n"
+                "            self.base_layer.weight.data -= self.scaling * self.lora_B @ self.lora_A\n"
+                "        self.merged = False",
+                # a copy is kept, taken anew at the second merge
+                "class Merging(LoRALinear):\n"
+                "    merged = False\n"
+                "    def forward(self, x):\n"
+                "        return self.base_layer(x) if self.merged else super().forward(x)\n"
+                "    def merge(self):\n"
+                "        self.kept, self.merged = self.base_layer.weight.data.clone(), True\n"
+                "        self.base_layer.weight.data += self.scaling * self.lora_B @ self.lora_A\n"
+                "    def unmerge(self):\n"
+                "        self.base_layer.weight.data, self.merged = self.kept.clone(), False",
+                # nothing is merged at all
+                "class Merging(LoRALinear):\n    def merge(self):\n        pass\n    def unmerge(self):\n        pass",
+                # the merged weight learns
+                "class Merging(LoRALinear):\n"
+                "    kept = None\n"
+                "    def forward(self, x):\n"
+                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
+                "    def merge(self):\n"
+                "        if self.kept is None:\n"
+                "            self.kept = self.base_layer.weight.data\n"
+                "            new = self.kept + self.scaling * (self.lora_B @ self.lora_A).detach()\n"
+                "            self.base_layer.weight = nn.Parameter(new)\n"
+                "    def unmerge(self):\n"
+                "        if self.kept is not None:\n"
+                "            self.base_layer.weight = nn.Parameter(self.kept, requires_grad=False)\n"
+                "            self.kept = None",
             ],
             right=[
-                "other = copy.deepcopy(adapted['LoRA'])\n"
-                "plain = nn.Sequential(*(m.to_linear() if isinstance(m, lora.LoRALinear) else m for m in other))"
+                "class Merging(LoRALinear):\n"
+                "    def __init__(self, *args, **options):\n"
+                "        super().__init__(*args, **options)\n"
+                "        self.original = self.base_layer.weight.detach().clone()\n"
+                "        self.merged = False\n"
+                "    def forward(self, x):\n"
+                "        return self.base_layer(x) if self.merged else super().forward(x)\n"
+                "    @torch.no_grad()\n"
+                "    def merge(self):\n"
+                "        self.base_layer.weight.copy_(self.original + self.scaling * self.lora_B @ self.lora_A)\n"
+                "        self.merged = True\n"
+                "    @torch.no_grad()\n"
+                "    def unmerge(self):\n"
+                "        self.base_layer.weight.copy_(self.original)\n"
+                "        self.merged = False",
+                "Merging = lora.LoRALinear",
             ],
         ),
         "ex4": dict(
             wrong=[
-                "def trustworthy(layer):\n    return not layer.lora_B.any().item()",
-                "def trustworthy(layer):\n    return not layer.base_layer.weight.requires_grad",
-                "def trustworthy(layer):\n    return False",
-                "def trustworthy(layer):\n    x = torch.randn(2, 16)\n    return torch.equal(layer(x), layer.base_layer(x))",
+                "times, new_rate = 4, 7.5e-5",
+                "times, new_rate = 1, 3e-4",
+                "times, new_rate = 2, 6e-4",
+                "times, new_rate = 2**0.5, 3e-4 / 2**0.5",
+                "times, new_rate = 0.5, 1.5e-4",
+                "times, new_rate = 2, 3e-4",
             ],
-            right=[
-                "def trustworthy(layer):\n"
-                "    frozen = {n for n, p in layer.named_parameters() if not p.requires_grad}\n"
-                "    zero = {n for n, p in layer.named_parameters() if not p.any()}\n"
-                "    return 'base_layer.weight' in frozen and 'lora_B' in zero and 'lora_A' not in zero"
-            ],
+            right=["times, new_rate = 2.0, 0.00015", "times, new_rate = 1.98, 1.52e-4"],
         ),
     },
     "04_roberta_sst2": {
@@ -156,35 +351,55 @@ ANSWERS = {
     "03_roberta_by_hand": {
         "ex1": dict(
             wrong=[
-                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear)]",
-                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and n.endswith('dense')]",
-                "wanted = [n for n, m in fresh.named_modules() if n.endswith(('query', 'value'))]",
-                "wanted = [n for n, m in fresh.named_modules() if '.layer.' in n]",
-                "wanted = [n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and '.layer.' in n] * 2",
+                "changed = dict.fromkeys(changed, (True, True))",
+                "changed = dict(query=(True, True), key=(True, True), value=(True, True), intermediate=(False, True))",
+                "changed = dict(query=(True, True), key=(False, True), value=(False, True), intermediate=(False, True))",
+                "changed = dict(query=(True, False), key=(True, False), value=(False, False), intermediate=(False, False))",
+                "changed = dict(query=(True, True), key=(True, True), value=(False, True), intermediate=(False, False))",
+                "changed = dict.fromkeys(changed, 'no')",
             ],
-            right=[
-                "wanted = {n for n, m in fresh.named_modules() if isinstance(m, nn.Linear) and '.layer.' in n}",
-            ],
+            right=["changed = dict(intermediate=[0, 1], value=[0, 1], key=[1, 1], query=[1, 1])"],
         ),
         "ex2": dict(
             wrong=[
-                'parts = {"LoRA": 294_912, "head": 3_074, "LayerNorm": 38_400, "bias": 82_944}',
-                'parts = {"LoRA": 294_912, "head": 592_130, "LayerNorm": 38_400, "bias": 83_712}',
-                'parts = {"LoRA": 294_912, "head": 1_538, "LayerNorm": 38_400, "bias": 83_712}',
-                'parts = {"LoRA": 294_912, "head": 3_074, "LayerNorm": 36_864, "bias": 85_248}',
-                'parts = {"LoRA": 420_098}',
+                adapt(which="True"),
+                adapt(which="'dense' in path"),
+                adapt(inside="nn.Linear(old.in_features, old.out_features)"),
+                adapt(parent="model"),
+                adapt(trained="'lora_' in path"),
+                adapt(trained="'lora_' in path or 'classifier' in path or 'bias' in path"),
+                adapt(trained="True"),
             ],
-            right=['parts = {"bias": 83_712.0, "LayerNorm": 38_400, "head": 3_074, "LoRA": 294_912}'],
+            right=[
+                adapt(),
+                "def adapt(model, r=8, alpha=16):\n"
+                "    lora.inject(model, r'.*\\.layer\\..*\\.(query|key|value|dense)', r, alpha)\n"
+                "    model.classifier.requires_grad_(True)",
+            ],
         ),
         "ex3": dict(
             wrong=[
-                "def their_slope(step, steps):\n    return slope(step, steps)",
-                "def their_slope(step, steps):\n    return min(1, step / 200)",
-                "def their_slope(step, steps):\n    return min(step / 200, (600 - step) / 400)",
-                "def their_slope(step, steps):\n    return 5e-4 * slope(step, steps, 1 / 3)",
+                influence(on="False"),
+                influence(layers="(at.query,)"),
+                influence(moved="(now - whole).mean()"),
+                influence(moved="np.abs(now - whole).max()"),
+                influence(moved="(now.round() != whole.round()).mean()"),
+                influence(back="moved[::-1]"),
+                influence(back="moved[:-1]"),
             ],
             right=[
-                "def their_slope(step, steps):\n    return min(3 * step / steps, 1.5 * (1 - step / steps))",
+                influence(back="np.array(moved)"),
+                "def influence(model):\n"
+                "    found = []\n"
+                "    for block in range(config.num_hidden_layers):\n"
+                "        here = [m for name, m in lora.layers(model) if f'.layer.{block}.' in name]\n"
+                "        answers = []\n"
+                "        for on in (False, True):\n"
+                "            for m in here:\n"
+                "                m.enabled = on\n"
+                "            answers.append(training.predict(model, tokenizer, sentences))\n"
+                "        found.append(np.abs(answers[0] - answers[1])[:, 0].mean())\n"
+                "    return found",
             ],
         ),
     },

@@ -166,6 +166,11 @@ DRAWINGS = {
         ["RoBERTa, 42 MB", "movies 0.9 MB", "products 1.2 MB", "together 44 MB", "2 whole models would be 84 MB"],
         lambda: diagrams.swapping(("RoBERTa", 42), {"movies": 0.9, "products": 2.4}),
     ),
+    "swapping small ones": (
+        lambda: diagrams.swapping(("reader", 0.34), {"on their side": 0.018, "mirrored": 0.0179}),
+        ["reader, 0.3 MB", "on their side 18 kB", "together 0.4 MB", "2 whole models would be 0.7 MB"],
+        lambda: diagrams.swapping(("reader", 0.34), {"on their side": 0.018, "mirrored": 0.005}),
+    ),
     "swapping at its fullest": (
         lambda: diagrams.swapping(("a base whose name is too long", 3900), ADAPTERS | {"as large": 3900, "larger": 7000}),
         ["3.9 GB", "7.0 GB", "6 whole models would be 23 GB"],

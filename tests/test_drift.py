@@ -76,7 +76,6 @@ def test_no_false_alarm(fine):
 
 # Cells that quote an old call on purpose: to see it fail, or to ask for today's name
 QUOTED = {
-    ("03_roberta_by_hand", "copied-forward"),
     ("A_then_and_now", "head-mask"),
     ("A_then_and_now", "copied-forward"),
     ("06_llama2_qlora_sft", "ex3"),

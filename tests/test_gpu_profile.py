@@ -34,7 +34,7 @@ LESSONS = ("03_roberta_by_hand", "04_roberta_sst2", "05_four_bits", "06_llama2_q
 
 SENTENCES = [
     f"{a} {b} {c} {d} " for a, b, c, d in product(
-        ("a quiet", "this", "the second", "an overlong", "one more"), ("film", "comedy", "thriller", "remake"),
+        ("a quiet", "not a good", "the second", "an overlong", "one more"), ("film", "comedy", "thriller", "remake"),
         ("that is", "which stays", "and it feels"), ("moving .", "dull .", "warm and funny .", "a waste of time ."),
     )
 ]  # fmt: skip
@@ -537,6 +537,7 @@ def test_on_a_gpu_the_whole_model_goes_there_in_its_own_16_bits(tried, name, dty
 # --- whole lessons ---
 
 
+@pytest.mark.lesson
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_lesson_reaches_its_last_cell(name, cache, tmp_path):
     """Claims are printed and not judged, for random weights know nothing."""

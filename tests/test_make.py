@@ -88,7 +88,7 @@ def test_learners_verbs_leave_the_maintainers_tools_out(course):
         folder = course(verb, ready=False)
         done = run(folder, verb, f"PYTHON={folder / 'python3'}")
         assert "requirements-dev.txt" not in done.stdout and (folder / ".venv" / "ready").exists(), verb
-    for verb in ("test", "test-browser", "test-colab", "test-offline", "lint", "site", "pins"):
+    for verb in ("test", "test-lessons", "test-browser", "test-colab", "test-offline", "lint", "site", "pins"):
         folder = course(verb, ready=False)
         done = run(folder, verb, f"PYTHON={folder / 'python3'}")
         assert "-r requirements-dev.txt" in done.stdout and (folder / ".venv" / "ready-dev").exists(), verb

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import forgetting
 from tools import lessons
-from utils import ROOT, lora, lowrank, profiles, training
+from utils import ROOT, lora, lowrank, models, profiles, training
 
 PATHS = lessons.lessons()
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
@@ -155,6 +156,19 @@ def test_lesson_02_builds_the_layer_of_utils():
     assert [n for n, p in theirs.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
 
 
+def test_lesson_02_trains_as_the_recorded_runs_do():
+    import torch.nn.functional as F
+
+    tasks, labels, rows, test_rows = forgetting.digits()
+    kept = dict(tasks=tasks, labels=labels, train_rows=rows, test_rows=test_rows, torch=torch, nn=nn, F=F)
+    source = cell("02_lora_layer", "reader").source.split("\ntorch.manual_seed")[0]
+    train, ours = namespace(source, **kept)["train"], forgetting.reader(0)
+    forgetting.train(ours, tasks["upright"][rows], labels[rows], 20, 1e-3, 0)
+    theirs = train(forgetting.reader(0), "upright", 1e-3, 20)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_lesson_01_derives_the_gradients_of_utils():
     source = next(c.source for c in code(LESSONS["01_low_rank_maths"]) if "def gradients" in c.source)
     source = source.split("\ntarget =")[0]
@@ -164,6 +178,15 @@ def test_lesson_01_derives_the_gradients_of_utils():
     G = lowrank.delta(B, A, 4) - target
     for a, b in zip(theirs["gradients"](B, A, target), lowrank.gradients(B, A, 4, G), strict=True):
         np.testing.assert_allclose(a, b)
+
+
+@torch.no_grad()
+def test_lesson_03_computes_the_attention_of_the_model():
+    model, tokenizer = models.load_encoder(profiles.get("smoke"), attn_implementation="eager")
+    source = cell("03_roberta_by_hand", "heat-maps").source.split("\nwords =")[0]
+    words = tokenizer("not a good film", return_tensors="pt")
+    maps = namespace(source, torch=torch)["heat_maps"](model, words)
+    torch.testing.assert_close(maps, torch.cat(model.roberta(**words, output_attentions=True).attentions))
 
 
 def test_lesson_04_trains_with_the_arguments_of_the_recorded_runs(tmp_path):
@@ -201,3 +224,99 @@ def test_outputs_hold_nothing_drawn_anew(name):
         for output in c.outputs:
             for kind in {"text/html", "text/plain"} & set(output.get("data", {})):
                 assert lessons.steady(output.data[kind], c.id) == output.data[kind], c.id
+
+
+# --- the second edition: one question a lesson, the picture first, what only draws is folded ---
+
+SECOND = ("00", "01", "02", "03", "A")  # the lessons that are written anew; the others follow
+second = pytest.mark.parametrize("name", [name for name in LESSONS if lessons.number(name) in SECOND])
+FOLDED = {
+    "setup": "set-up",
+    "drawing": "draw",
+    "check": "check",
+    "solution": "solution",
+}  # tag, and its word in the opening
+
+
+def claims(source: str) -> int:
+    """How many claims a cell makes."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return sum(ast.unparse(function).rpartition(".")[2] == "claim" for function in calls)
+
+
+def folding_faults(notebook) -> list[str]:
+    """What is not folded as the lesson's opening says, or not said there."""
+    sentences = re.split(r"(?<=[.!?])\s+", notebook.cells[0].source)
+    said = next((sentence.casefold() for sentence in sentences if "folded" in sentence), "")
+    found = {tag: [c for c in code(notebook) if tag in lessons.tags(c)] for tag in FOLDED}
+    faults = [
+        f"the opening's sentence on what is folded lacks {FOLDED[t]!r}"
+        for t in found
+        if found[t] and FOLDED[t] not in said
+    ]
+    cells = [c for tagged in found.values() for c in tagged]
+    return faults + [f"{c.id} is not folded" for c in cells if not c.metadata.get("jupyter", {}).get("source_hidden")]
+
+
+def drawing_faults(notebook) -> list[str]:
+    """What is wrong with the cells that only draw."""
+    faults = []
+    for c in code(notebook):
+        titled = c.source.startswith("# @title Figure · ")
+        if titled != ("drawing" in lessons.tags(c)):
+            faults.append(
+                f"{c.id}: a cell tagged `drawing` begins with `# @title Figure · what it shows`, and no other does"
+            )
+        if titled:
+            faults += [f"{c.id}: cellView is not form"] if c.metadata.get("cellView") != "form" else []
+            faults += [f"{c.id} shows no figure"] if "plots.show(" not in c.source else []
+            faults += [f"{c.id} hides a claim"] if claims(c.source) else []
+            faults += [f"{c.id}: its title is too long for one line"] if len(c.source.splitlines()[0]) > 90 else []
+    return faults
+
+
+@second
+def test_the_opening_says_what_is_folded(name):
+    assert not folding_faults(LESSONS[name])
+
+
+@each
+def test_drawings_only_draw(name):
+    assert not drawing_faults(LESSONS[name])
+
+
+@second
+def test_a_lesson_keeps_to_one_question(name):
+    assert len(LESSONS[name].cells) <= 60
+    assert sum(claims(c.source) for c in code(LESSONS[name])) <= 6
+
+
+def drawn(
+    source="# @title Figure · a line\nplots.show(f, 'a')", tags=("drawing",), view="form", hidden=True, opening=None
+):
+    """A lesson with one cell that draws."""
+    fold = {"tags": list(tags), "cellView": view, "jupyter": {"source_hidden": hidden}}
+    text = opening or "# 00 · A\n\nWhy.\n\nDrawings are folded; click on one."
+    cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(source, id="line", metadata=fold)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.mark.parametrize(
+    "planted, fault",
+    [
+        (drawn(), ""),
+        (drawn(tags=[]), "no other does"),
+        (drawn("plots.show(f, 'a')"), "begins with"),
+        (drawn(view=None), "cellView"),
+        (drawn("# @title Figure · a line\nax.plot(x)"), "shows no figure"),
+        (drawn("# @title Figure · a line\nplots.show(f, 'a')\nclaim('x', 1, published=1)"), "hides a claim"),
+        (drawn("# @title Figure · a line\nplots.show(f, 'a')\nchecks.claim('x', 1, published=1)"), "hides a claim"),
+        (drawn(f"# @title Figure · {'a line ' * 12}\nplots.show(f, 'a')"), "too long"),
+        (drawn(hidden=False), "line is not folded"),
+        (drawn(opening="# 00 · A\n\nSolutions are folded. Drawings are not."), "lacks 'draw'"),
+        (drawn(opening="# 00 · A\n\nSee the drawings."), "lacks 'draw'"),
+    ],
+)
+def test_planted_drawings(planted, fault):
+    found = drawing_faults(planted) + folding_faults(planted)
+    assert bool(found) == bool(fault) and all(fault in line for line in found)

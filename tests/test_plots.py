@@ -1,6 +1,10 @@
-"""A slider and a box: what a reader does with them, what stands where nothing runs."""
+"""A slider and a box: what a reader does with them, what stands where nothing runs. Tables keep their alignment there."""
+
+import re
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from IPython import display as ipython
 from ipywidgets import HTML, IntSlider, Text, VBox
@@ -122,3 +126,51 @@ def test_a_committed_lesson_keeps_the_example_and_no_widget(tmp_path):
     nbformat.validate(result.notebook)
     assert [o.data for o in box.outputs] == [{"text/plain": "A review: Good film.\nletters  10"}]
     assert box.outputs[0].metadata == {} and slider.outputs == []
+
+
+# --- tables ---
+
+
+def sides(page: str) -> dict[str, str]:
+    """{what a cell says: the side at which it stands, from its own attribute}"""
+    return {text: side for side, text in re.findall(r"<t[hd] style=\"text-align: (\w+);[^>]*>(.*?)</t[hd]>", page)}
+
+
+def test_a_table_s_cells_say_where_they_stand():
+    frame = pd.DataFrame({"word": ["good", "bad"], "n": [1, np.nan], "p": np.float32([0.5, 1]), "mixed": [1, "one"]})
+    page = plots.aligned(frame.style.format({"n": "{:.2f}", "p": "{:.0%}"}))
+    found = sides(page)
+    assert {text for text, side in found.items() if side == "right"} == {"n", "p", "1.00", "nan", "50%", "100%"}
+    assert {text for text, side in found.items() if side == "left"} >= {"word", "good", "bad", "mixed", "one", "0"}
+    assert len(re.findall(r"<t[hd]\b", page)) == len(re.findall("<t[hd] style", page)) == 15, "each cell, once"
+
+
+def test_names_of_an_index_stand_left_and_hidden_columns_shift_nothing():
+    frame = pd.DataFrame({"word": ["good"], "n": [7]}, index=pd.Index(["row"], name="kind"))
+    assert sides(plots.aligned(frame.style)) | {"&nbsp;": ""} == {
+        "word": "left", "n": "right", "kind": "left", "row": "left", "good": "left", "7": "right", "&nbsp;": ""
+    }  # fmt: skip
+    assert sides(plots.aligned(frame.style.hide(["word"], axis="columns").hide(axis="index"))) == {
+        "n": "right",
+        "7": "right",
+    }
+
+
+def test_notebooks_show_tables_aligned_once_a_lesson_has_started(tmp_path):
+    lines = [
+        "pd.DataFrame({'word': ['<b>'], 'n<': [7]})",
+        "_.style.hide(axis='index')",
+        "pd.DataFrame({'n': range(99)})",
+    ]
+    cells = [nbformat.v4.new_code_cell("import utils; utils.start(); import pandas as pd")]
+    cells += [nbformat.v4.new_code_cell(line) for line in lines]
+    result = lessons.execute(nbformat.v4.new_notebook(cells=cells), "smoke", tmp_path)
+    assert not result.error
+    plain, styled, long = (cell.outputs[0].data["text/html"] for cell in result.notebook.cells[1:])
+    assert sides(plain)["&lt;b&gt;"] == "left" and sides(plain)["7"] == sides(plain)["n&lt;"] == "right"
+    assert sides(styled)["7"] == "right" and "99 rows" in long
+
+
+def test_outside_a_notebook_nothing_is_aligned(monkeypatch):
+    monkeypatch.delitem(plots.sys.modules, "IPython")
+    plots.align_tables()

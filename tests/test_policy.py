@@ -487,12 +487,12 @@ def test_a_planted_check_that_accepts_a_wrong_answer_is_caught(tmp_path):
     notebook = copy.deepcopy(NOTEBOOKS[f"notebooks/{name}.ipynb"])
     (check,) = (cell for cell in notebook.cells if cell.id == "ex1-check")
     spot = notebook.cells.index(check)
-    start = "from utils.checks import check\nwith_copies = with_adapters = ..."
+    start = "from utils.checks import check\nbillions_full = billions_lora = ..."
     notebook.cells = [nbformat.v4.new_code_cell(start), *notebook.cells[spot - 1 : spot + 2]]
 
     def fault():
         return lessons.execute(exercised.tried(name, notebook), "smoke", COURSE_BUILD=str(tmp_path)).error
 
     assert not fault()  # as it is, all is well
-    check.source = re.sub(r"(?m)^.*with_adapters != 0\.2.*\n|^.*abs\(with_adapters.*$", "", check.source)
+    check.source = re.sub(r"(?m)^.*billions_full != 6.*\n|^.*abs\(billions_full.*\n", "", check.source)
     assert "passed is False" in fault() and answers.ANSWERS[name]["ex1"]["wrong"][0] in fault()

@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from transformers import RobertaConfig
 
-from benchmarks import four_bits, gpu, lora_layer, memory, record, sentiment, sft
+from benchmarks import ask, forgetting, four_bits, gpu, lora_layer, memory, ranks, record, sentiment, sft
 from utils import ROOT, data, profiles
 
-RECORDS = ("four_bits", "gpu", "lora_layer", "memory", "sentiment", "sft")
+RECORDS = ("ask", "forgetting", "four_bits", "gpu", "lora_layer", "memory", "ranks", "sentiment", "sft")
 NO_LOSSES = ("gpu", "memory")  # measurements, with nothing that a canary could follow
 
 
@@ -26,12 +26,16 @@ def decides(name: str) -> dict:
         return four_bits.values(*sentiment.material(), sentiment.chosen(load("sentiment")["runs"], four_bits.METHOD))
     if name == "sft":
         return sft.values(*sft.material())
-    return dict(gpu=gpu, lora_layer=lora_layer, memory=memory)[name].values()
+    if name in ("ask", "ranks"):
+        return dict(ask=ask, ranks=ranks)[name].values(*sentiment.material())
+    return dict(forgetting=forgetting, gpu=gpu, lora_layer=lora_layer, memory=memory)[name].values()
 
 
 def canary(name: str) -> dict:
-    module = dict(sentiment=sentiment, four_bits=four_bits, sft=sft, lora_layer=lora_layer)[name]
-    return module.canary() if name == "lora_layer" else module.canary(*(sft if name == "sft" else sentiment).material())
+    if name in ("forgetting", "lora_layer"):
+        return dict(forgetting=forgetting, lora_layer=lora_layer)[name].canary()
+    module = dict(ask=ask, ranks=ranks, sentiment=sentiment, four_bits=four_bits, sft=sft)[name]
+    return module.canary(*(sft if name == "sft" else sentiment).material())
 
 
 def load(name: str) -> dict:
@@ -248,6 +252,20 @@ def test_the_lessons_train_at_the_rate_that_the_record_chose():
     assert profiles.get("cpu").learning_rate == sentiment.chosen(load("sentiment")["runs"], "LoRA query+value")
 
 
+def test_a_lean_base_costs_no_accuracy():
+    """Lean minus heavy, the same seeds and sentences: bands set before the runs."""
+    mean, (low, _) = sentiment.lean_minus_heavy(load("sentiment"))
+    assert mean >= -0.005 and low >= -0.010
+
+
+def test_lora_at_small_ranks_trains_as_the_record_chose_at_rank_8():
+    kept = load("sentiment")["runs"]
+    assert sentiment.chosen(kept, ranks.METHOD) == ranks.RATE and sentiment.chosen(kept, ranks.FULL) == ranks.FULL_RATE
+    held = {run["r"]: run["lora"] for run in load("ranks")["runs"] if run["r"]}
+    (at_8,) = {run["lora"] for run in kept if run["method"] == ranks.METHOD}
+    assert {r: 8 * numbers for r, numbers in held.items()} == {r: r * at_8 for r in ranks.RANKS}
+
+
 def runs_of(method: str, validation: dict) -> list:
     return [
         dict(name=f"{method}, rate {rate:g}, seed 0", method=method, learning_rate=rate, seed=0, validation=score)
@@ -303,6 +321,49 @@ def test_the_head_reads_the_mean_of_the_tokens_that_are_there():
     assert sentiment.mean_of_tokens(None, (), dict(attention_mask=mask), output).last_hidden_state.tolist() == [
         [[2.0, 3.0]]
     ]
+
+
+# --- forgetting ---
+
+
+def test_lora_forgets_less_at_equal_progress_if_its_rate_is_low():
+    """What lesson 02 concludes, half-way through the new task: against full training at its best, and at LoRA's rates in turn."""
+    runs = load("forgetting")["runs"]
+    full = [forgetting.left(runs, "full", rate, 0.5) for rate in forgetting.RATES["full"]]
+    best = max(full, key=np.mean)
+    assert best.mean() - min(each.mean() for each in full) < 0.05, "full training keeps about as little at every rate"
+    for method in ("LoRA r=4", "LoRA r=1"):
+        leads = [
+            forgetting.interval(forgetting.left(runs, method, rate, 0.5) - best) for rate in forgetting.RATES[method]
+        ]
+        assert all(low > 0 for _, low, _ in leads[:2]) and leads[-1][0] < 0
+        assert min(leads[0][0], leads[1][0]) > leads[2][0] > leads[3][0], "the lead melts"
+
+
+def test_what_is_left_is_read_where_the_new_task_first_gets_so_far():
+    path = [(0.1, 1.0), (0.3, 0.8), (0.2, 0.1), (0.7, 0.4), (0.5, 0.0)]  # new, old
+    assert forgetting.at(path, 0.05) == 1.0
+    assert forgetting.at(path, 0.2) == pytest.approx(0.9)
+    assert forgetting.at(path, 0.5) == pytest.approx(0.28)
+    assert forgetting.at(path, 0.71) is None
+
+
+def test_an_interval_is_student_s():
+    mean, low, high = forgetting.interval(np.array([0.1, 0.2, 0.3, 0.4]))
+    assert (mean, high - mean) == (pytest.approx(0.25), pytest.approx(3.182 * 0.12910 / 2, rel=1e-3))
+    assert mean - low == pytest.approx(high - mean)
+
+
+def test_only_lora_leaves_the_reader_s_own_weights_alone():
+    tasks, labels, rows, _ = forgetting.digits()
+    for method, r in forgetting.METHODS.items():
+        network = forgetting.reader(0)
+        before = [p.detach().clone() for p in network.parameters()]
+        learner = forgetting.prepared(network, method, 0)
+        forgetting.train(learner, tasks["on their side"][rows], labels[rows], 3, 1e-2, 0)
+        frozen = [p for p in learner.parameters() if not p.requires_grad]
+        assert all(map(torch.equal, before, network.parameters())), "each method starts from the same reader"
+        assert len(frozen) == (len(before) if r else 0) and all(map(torch.equal, before if r else [], frozen))
 
 
 # --- the LoRA layer's speed ---

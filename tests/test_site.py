@@ -35,7 +35,8 @@ def small_course(root):
             "# 00 · Why\n\n<!-- badge -->![b](https://other.host/b.svg)<!-- /badge -->\n\nThe [next](01_how.ipynb)."
         ),
         new_code_cell("import this", metadata={"tags": ["setup"]}),
-        new_code_cell("draw()", outputs=[figure()]),
+        new_code_cell("draw()", outputs=[figure()], metadata={"tags": ["drawing"]}),
+        new_markdown_cell("Of [ranks](../docs/glossary.md#rank)."),
         new_markdown_cell("## 1 · Numbers\n\n### Exercise 1 · Count\n\nHow many?"),
         new_code_cell("answer = ...", metadata={"tags": ["exercise"]}),
         new_code_cell("assert answer == 42", metadata={"tags": ["check"]}),
@@ -51,7 +52,9 @@ def small_course(root):
         "| [01 · How](notebooks/01_how.ipynb) | How? | under 4 | 2 |\n\nSee the [licence](LICENSE).\n"
     )
     (root / "LICENSE").write_text("MIT\n")
-    pages = "notebooks/00_why\nnotebooks/01_how\ndocs/faq\n"
+    pages = "notebooks/00_why\nnotebooks/01_how\ndocs/faq\ndocs/glossary\n"
+    entry = "### rank\n\nHow many. ([lesson 01](../notebooks/01_how.ipynb)) <!-- linked as: ranks -->\n"
+    (root / "docs" / "glossary.md").write_text(f"# Words\n\n{entry}")
     (root / "docs" / "index.md").write_text(f"```{{include}} README.md\n```\n\n```{{toctree}}\n{pages}```\n")
     rows = [
         {"topic": "8-bit things", "question": "Is `a_b` *one* name?", "answer": "Yes, in [0, 1]. (notebook 01)"},
@@ -82,8 +85,8 @@ def test_a_figure_without_its_own_text_is_refused_by_name(outputs):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_setup_checks_and_solutions_are_folded_and_nothing_else(path):
-    fold = {"setup": "hide-input", "check": "hide-input", "solution": "hide-cell"}
+def test_what_a_lesson_folds_is_folded_and_nothing_else(path):
+    fold = {"setup": "hide-input", "drawing": "hide-input", "check": "hide-input", "solution": "hide-cell"}
     folded = 0
     for cell in staged(path).cells:
         tags = lessons.tags(cell)
@@ -170,12 +173,10 @@ def test_the_faq_page_has_every_row():
 
 
 def test_the_glossary_keeps_its_words_and_its_opening():
-    text = "# Words\n\nOpening.\n\n**rank**: How *many*.\n\n**tail**: The rest.\n"
-    assert (
-        site.glossary(text)
-        == "# Words\n\nOpening.\n\n:::{glossary}\nrank\n    How *many*.\n\ntail\n    The rest.\n\n:::\n"
-    )
-    assert site.glossary("# Words\n\nNone yet.\n") == "# Words\n\nNone yet.\n"
+    text = "# Words\n\nOpening.\n\n### rank\n\nHow *many*. <!-- linked as: ranks -->\n\n### tail\n\nThe rest.\n"
+    terms = "rank\n    How *many*.\n\ntail\n    The rest."
+    assert site.glossary_page(text) == f"# Words\n\nOpening.\n\n:::{{glossary}}\n{terms}\n:::\n"
+    assert site.glossary_page("# Words\n\nNone yet.\n") == "# Words\n\nNone yet.\n"
 
 
 # --- a whole build, of a small course ---
@@ -188,6 +189,11 @@ def test_build_and_a_failed_build_leaves_the_former_site(tmp_path):
     page = (out / "notebooks" / "00_why.html").read_text(encoding="utf-8")
     assert f'alt="{ALT}"' in page and 'href="01_how.html"' in page and "other.host" not in page
     assert stamp.colab_url("ann/course", "00_why.ipynb") in page
+    assert 'href="../docs/glossary.html#term-rank"' in page and ">ranks</span>" in page
+    drawing = page[page.index("tag_drawing") : page.index(f'alt="{ALT}"')]
+    assert 0 < drawing.index("<details") < drawing.index(">draw<") < drawing.index("</details>"), (
+        "the picture stays outside"
+    )
     exercise = re.sub("</?span[^>]*>", "", page[page.index('class="exercise-body') :])
     assert 0 < exercise.index("<details") < exercise.index("== ") < exercise.index("</details>")
     solution = exercise[exercise.index("tag_solution") :]

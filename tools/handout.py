@@ -1,6 +1,6 @@
-"""Copies for a class: `make handout` writes the lessons without their solutions, and the answers apart, into build/handout/.
+"""Copies for a class: `make handout` writes the lessons without solutions and outputs, and the answers apart, into build/handout/.
 
-notebooks/    for the learners: no solutions, nothing printed yet by exercises and checks, all other outputs kept
+notebooks/    for the learners: no solutions, and nothing printed or drawn yet, so that a prediction is one
 answers.md    for whoever teaches: each exercise, what its check demands, and one good answer
 """
 
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import nbformat
-from nbconvert.preprocessors import TagRemovePreprocessor
+from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
 
-from tools import lessons
+from tools import glossary, lessons
 from utils import ROOT, console, files
 
 HANDOUT = lessons.BUILD / "handout"
@@ -40,11 +40,11 @@ def exercises(notebook) -> list[tuple]:
 
 
 def learner_copy(notebook):
-    """The lesson without its solutions. HandoutError where a cell would still hold one, for want of its tag."""
+    """The lesson without its solutions and outputs. HandoutError where a cell would still hold one, for want of its tag."""
     checks = [re.search(r"^def (\w+)\(", check.source, re.M)[1] for _, _, check, _ in exercises(notebook)]
     notebook = copy.deepcopy(notebook)
-    remove = TagRemovePreprocessor(remove_cell_tags={"solution"}, remove_all_outputs_tags={"exercise", "check"})
-    notebook, _ = remove.preprocess(notebook, {})
+    for step in (TagRemovePreprocessor(remove_cell_tags={"solution"}), ClearOutputPreprocessor()):
+        notebook, _ = step.preprocess(notebook, {})
     for cell in notebook.cells:  # every solution has this title and ends by running its check again
         runs_check = re.search(rf"^(?:{'|'.join(checks)})\(\)", cell.source, re.M)
         if cell.cell_type == "code" and (TITLE in cell.source or (checks and runs_check)):
@@ -75,7 +75,8 @@ def answers(notebook) -> str:
         lines = solution.source.strip().splitlines()
         code = "\n".join(lines[lines[0].startswith(TITLE) : -1]).strip()  # without its title and the check at its end
         hints = "".join(f"- {hint}\n" for hint in demands(check.source))
-        text += f"\n{task.source.strip()}\n\n**The check's hints**\n\n{hints}\n**One good answer**\n\n```python\n{code}\n```\n"
+        asked = glossary.LINK.sub(r"\1", task.source).strip()
+        text += f"\n{asked}\n\n**The check's hints**\n\n{hints}\n**One good answer**\n\n```python\n{code}\n```\n"
     return text
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import nbformat
 
-from tools import stamp
+from tools import glossary, stamp
 from tools.lessons import number
 from utils import ROOT, console, data, files
 
 CONF = ROOT / "docs"
-FAQ = "data/lora_faq.jsonl"
+FAQ, GLOSSARY = "data/lora_faq.jsonl", "docs/glossary.md"
 # What stands on the site, at the path that it has in the repository; the README is part of the front page.
 PAGES = ("notebooks/[!.]*.ipynb", "docs/[!.]*.md", "data/README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 MOVED = {"README.md": "index.md", "docs/index.md": "index.md", FAQ: "docs/faq.md"}
@@ -32,6 +32,7 @@ BADGES = re.compile(r"<!-- (badges?|colab)(:\w+)? -->.*?<!-- /\1 -->", re.S)  # 
 FOLDED = {  # tag: what myst-nb folds away, and what to click
     "setup": ("hide-input", "Set-up cell"),
     "check": ("hide-input", "How the answer is checked"),
+    "drawing": ("hide-input", "How it is drawn"),
     "solution": ("hide-cell", "Solution"),
 }
 
@@ -46,9 +47,13 @@ def prose(text: str, path: str, root: Path, slug: str) -> str:
     """Markdown of the file `path` for the site: no badges, and links that lead somewhere.
 
     A link to another page leads to that page. One to another file of the repository leads to where it is published, or is
-    plain text as long as that is nowhere. What exists nowhere is left as it is: Sphinx then complains.
+    plain text as long as that is nowhere. A link into the glossary becomes one to the term, which Sphinx keeps. What exists
+    nowhere is left as it is: Sphinx then complains.
     """
-    staged = pages(root)
+    staged, words = pages(root), root / GLOSSARY
+    terms = (
+        {entry.anchor: entry.term for entry in glossary.entries(words.read_text("utf-8"))} if words.is_file() else {}
+    )
     here = posixpath.dirname(staged.get(path, path))
 
     def link(match):
@@ -60,6 +65,8 @@ def prose(text: str, path: str, root: Path, slug: str) -> str:
         if match["code"] or not target or re.match(r"[a-z]+:", target):
             return match[0]
         file = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+        if file == GLOSSARY and anchor in terms:
+            return f"{{term}}`{match['text']} <{terms[anchor]}>`"
         if file in staged or (match["image"] and (root / file).is_file()):
             target = posixpath.relpath(staged.get(file, file), here or ".")
             return f"{match['image']}[{match['text']}]({target}{'#' * bool(anchor)}{anchor})"
@@ -143,14 +150,11 @@ def faq_page(root: Path) -> str:
     )
 
 
-def glossary(text: str) -> str:
-    """The glossary with its paragraphs `**term**: what it is` as terms that the search knows."""
-    entry = re.compile(r"^\*\*(.+?)\*\*: (.+)$", re.M)
-    first = entry.search(text)
-    if not first:
-        return text
-    terms = entry.sub(r"\1\n    \2", text[first.start() :])
-    return f"{text[: first.start()]}:::{{glossary}}\n{terms}\n:::\n"
+def glossary_page(text: str) -> str:
+    """The glossary with its headings and what is below each as terms that the search knows."""
+    opening, *entries = re.split(r"(?m)^### ", re.sub(r" *<!--.*?-->", "", text))
+    terms = ("\n    ".join(entry.strip().split("\n\n")) for entry in entries)
+    return opening + (":::{glossary}\n" + "\n\n".join(terms) + "\n:::\n" if entries else "")
 
 
 def plain(text: str) -> str:
@@ -160,7 +164,7 @@ def plain(text: str) -> str:
 
 def stage(root: Path, folder: Path, slug: str) -> None:
     """Write the sources that Sphinx reads into `folder`, at the places that they have in the repository."""
-    special = {"README.md": lesson_map, "docs/glossary.md": glossary}
+    special = {"README.md": lesson_map, GLOSSARY: glossary_page}
     for path, place in pages(root).items():
         target = folder / (path if path == "README.md" else place)
         target.parent.mkdir(parents=True, exist_ok=True)

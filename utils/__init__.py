@@ -25,12 +25,13 @@ def named_folder(variable: str, default: str) -> Path:
 
 
 def start(seed=0):
-    """Begin a lesson: choose the profile, keep it offline if it is a local one, seed, and say so in one line.
+    """Begin a lesson: choose the profile, keep it offline if it is a local one, seed, align tables, and say so in one line.
 
     Returns the `profiles.Profile` named by COURSE_PROFILE (default `cpu`).
     """
-    from utils import profiles
+    from utils import plots, profiles
 
+    plots.align_tables()
     profile = profiles.get()
     if not profiles.wait_in_passing():
         print(

@@ -109,7 +109,7 @@ def number(value, form: str = ".3g") -> str:
 
 def size(count: float) -> str:
     """Bytes in words; 1 GB = 10**9."""
-    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e5 else (1e3, "kB")
     return f"{count / unit:.{int(count < 10 * unit)}f} {name}"
 
 

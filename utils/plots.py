@@ -1,9 +1,12 @@
-"""One look for all figures, each shown with alternative text and a caption; a slider, and a box to type into."""
+"""One look for all figures, each shown with alternative text and a caption; a slider, a box to type into, tables."""
 
 import base64
 import html
 import io
 import os
+import re
+import sys
+from numbers import Number
 
 # Okabe & Ito's colours, told apart by colour-blind readers; grey for what is only reference.
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6E6E6E"
@@ -127,3 +130,37 @@ def _html(found) -> str:
     else:
         shown = html.escape(str(found))
     return f'<div role="status" style="white-space: pre-wrap; line-height: 1.5">{shown}</div>'
+
+
+def align_tables() -> None:
+    """From now on pandas' tables are shown with alignment in their cells: of a notebook that was not run here, JupyterLab
+    drops style sheets and puts all text at the right. Numbers stand at the right, all else at the left, headings likewise.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell:
+        page = shell.display_formatter.formatters["text/html"]
+        page.for_type_by_name("pandas.io.formats.style", "Styler", aligned)
+        for module in ("pandas", "pandas.core.frame"):  # from pandas 3 on, and before
+            page.for_type_by_name(module, "DataFrame", _aligned_frame)
+
+
+def aligned(styler) -> str:
+    """The HTML of a pandas `Styler`, with alignment in each cell."""
+    columns = (styler.data.iloc[:, i] for i in range(styler.data.shape[1]))
+    numbers = [all(isinstance(value, Number) for value in column) for column in columns]
+
+    def cell(match) -> str:
+        column = re.search(r"\bcol(\d+)", match[2])
+        side = "right" if column and numbers[int(column[1])] else "left"
+        return f'<{match[1]} style="text-align: {side}; vertical-align: top"{match[2]}>'
+
+    return re.sub(r'<(t[hd])\b((?: \w+="[^"]*")*) ?>', cell, styler.to_html())
+
+
+def _aligned_frame(frame) -> str:
+    import pandas as pd
+
+    if len(frame) > pd.options.display.max_rows or frame.shape[1] > pd.options.display.max_columns:
+        return frame._repr_html_()  # shortened
+    names = frame.style.format_index(escape="html").format_index(escape="html", axis="columns")
+    return aligned(names.format(escape="html"))

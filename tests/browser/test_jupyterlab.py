@@ -17,14 +17,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 from answers import ANSWERS
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import expect
 
 from tools import lessons
-from utils import ROOT
+from utils import ROOT, plots
 
 PATIENCE = 240_000  # ms; continuous integration is slow and shared
 # The start-up picture has gone, and the kernel of the notebook in front waits for work
@@ -39,8 +40,8 @@ RAN = f"""({{ids, before}}) => {{
     const failed = w => w.model.outputs.toJSON().some(output => output.output_type === 'error');
     return cells.some(failed) || cells.every(w => w.model.executionCount > before);
 }}"""
-# What looks wrong on the page in the cells `ids`, each scrolled to its turn; `solutions` must be folded away
-BLEMISHES = r"""async ({ids, solutions}) => {
+# What looks wrong on the page in the cells `ids`, each scrolled to its turn; the cells `away` must be folded
+BLEMISHES = r"""async ({ids, away}) => {
     const notebook = jupyterapp.shell.currentWidget.content, found = [];
     for (const [index, {node, model}] of notebook.widgets.entries()) {
         const id = model.sharedModel.id, all = selector => [...node.querySelectorAll(selector)];
@@ -58,7 +59,7 @@ BLEMISHES = r"""async ({ids, solutions}) => {
         const folded = all('.jp-InputPlaceholder').some(fold => fold.checkVisibility()), end = node.getBoundingClientRect().right;
         if (all('.jp-Placeholder-content').some(fold => fold.getBoundingClientRect().right > end))
             found.push([id, 'its first line is too long to be folded']);
-        if (solutions.includes(id) && !folded) found.push([id, 'the solution is open']);
+        if (away.includes(id) && !folded) found.push([id, 'it is not folded']);
     }
     return found;
 }"""
@@ -194,11 +195,11 @@ class Desk:
 
     def blemishes(self, patience=10) -> list[str]:
         """What looks wrong on the page, and still does `patience` seconds later."""
-        solutions = [cell.id for cell in self.cells.values() if "solution" in lessons.tags(cell)]
+        away = [cell.id for cell in self.cells.values() if {"solution", "drawing"} & set(lessons.tags(cell))]
         found, deadline = [(cell_id, "") for cell_id in self.cells], time.monotonic() + patience
         while True:  # at first all cells, then those where something was amiss
             ids = [cell_id for cell_id, _ in found]
-            found = self.page.evaluate(BLEMISHES, {"ids": ids, "solutions": solutions})
+            found = self.page.evaluate(BLEMISHES, {"ids": ids, "away": away})
             if not found or time.monotonic() > deadline:
                 return [f"{cell_id}: {blemish}" for cell_id, blemish in found]
             self.page.wait_for_timeout(200)
@@ -330,6 +331,73 @@ plots.box(answer, "A review", "Good film.")"""
     assert desk.watch.errors == [] and desk.watch.outside == []
 
 
+def test_a_reader_types_a_review_and_both_models_answer(sit_down, shots):
+    (path,) = lessons.lessons(["00"])
+    desk = sit_down(path)
+    desk.run_up_to("cost")
+    cell = desk.cell("box-run")
+    field, answer = cell.get_by_label("A review"), cell.get_by_role("status")
+    expect(answer.locator("tr")).to_have_count(2)  # of the review that stands there at first
+    for review, verdict in (
+        ("A joy from the first minute to the last.", "praise"),
+        ("Dull, loud and far too long.", "pan"),
+    ):
+        field.focus()
+        desk.page.keyboard.press("ControlOrMeta+A")
+        desk.page.keyboard.type(review)
+        desk.page.keyboard.press("Enter")
+        expect(answer.locator("tr", has_text="taught")).to_contain_text(f"{verdict}, ", timeout=PATIENCE)
+        expect(answer.locator("tr", has_text="asked")).to_contain_text(re.compile("praise|pan"))
+    desk.page.screenshot(path=shots / "00-box.png")
+    assert desk.failures() == [] and desk.watch.errors == [] and desk.watch.outside == []
+
+
+def test_a_drawing_is_seen_and_its_code_is_folded(sit_down, tmp_path, shots):
+    source = """# @title Figure · two bars
+from utils import plots
+
+figure, ax = plots.subplots()
+ax.bar(["small", "large"], [1, 2])
+plots.show(figure, "Two bars; the right one is twice as high.", "Two bars.")"""
+    fold = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["drawing"]}
+    notebook = new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    notebook.cells = [new_code_cell(source, id="bars", metadata=fold)]
+    nbformat.write(notebook, tmp_path / "drawing.ipynb")
+    desk = sit_down(tmp_path / "drawing.ipynb")
+    desk.run_all()
+    cell = desk.cell("bars")
+    expect(cell.locator(".jp-OutputArea-output img")).to_be_visible()
+    expect(cell.locator(".cm-content")).to_be_hidden()
+    expect(cell.locator(".jp-InputPlaceholder")).to_contain_text("Figure · two bars")
+    desk.page.screenshot(path=shots / "drawing.png")
+    assert desk.failures() == [] and desk.blemishes() == []
+    cell.locator(".jp-InputPlaceholder .jp-Placeholder-content").click()
+    expect(cell.locator(".cm-content")).to_contain_text("ax.bar")
+    assert desk.watch.errors == [] and desk.watch.outside == []
+
+
+# The text of each cell of the tables on the page, and the side at which it stands
+TABLES = r"""() => [...document.querySelectorAll('.jp-RenderedHTML table')].map(table =>
+    [...table.querySelectorAll('th, td')].map(cell => [cell.textContent, getComputedStyle(cell).textAlign]))"""
+
+
+def test_tables_of_a_notebook_that_was_not_run_stand_as_they_should(sit_down, tmp_path, shots):
+    frame = pd.DataFrame({"sentence": ["A warm and clever film. " * 9, "Dull."], "people say": [1, -2]})
+    notebook = new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    for html in (frame.style.hide(axis="index").to_html(), plots.aligned(frame.style.hide(axis="index"))):
+        shown = new_output("execute_result", {"text/html": html, "text/plain": "a table"}, execution_count=None)
+        notebook.cells.append(new_code_cell("frame", id=f"table-{len(notebook.cells)}", outputs=[shown]))
+    nbformat.write(notebook, tmp_path / "unrun.ipynb")
+    desk = sit_down(tmp_path / "unrun.ipynb")
+    desk.page.screenshot(path=shots / "unrun.png")
+    plain, ours = desk.page.evaluate(TABLES)
+    assert {side for _, side in plain} == {"right"}, (
+        "what JupyterLab does by itself; if it no longer does, drop `aligned`"
+    )
+    assert {text for text, side in ours if side == "left"} == {"sentence", *frame["sentence"]}
+    assert {text for text, side in ours if side == "right"} == {"people say", "1", "-2"}
+
+
 def test_faults_are_seen(sit_down, tmp_path):
     widget = (
         "{'application/vnd.jupyter.widget-view+json': {'model_id': 'gone', 'version_major': 2, 'version_minor': 0}}"
@@ -364,7 +432,7 @@ def test_faults_are_seen(sit_down, tmp_path):
         "unknown: a formula is not set",
         "widget: Error displaying widget: model not found",
         "outside: no picture at http://203.0.113.1/x.png",
-        "open: the solution is open",
+        "open: it is not folded",
         "long: its first line is too long to be folded",
     ]
     assert set(desk.watch.outside) == {"http://203.0.113.1/x.png"}

@@ -16,6 +16,7 @@ from tools import lessons, site, stamp
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 NAMES = [path.stem for path in lessons.lessons()]
 LESSON = next(f"notebooks/{name}.html" for name in NAMES if name.startswith("01"))
+WORDY = next(f"notebooks/{name}.html" for name in NAMES if name.startswith("04"))  # it links words that others explain
 SHOWN = ("index.html", LESSON, "docs/faq.html", "docs/migration.html")  # kept as screenshots, to be looked at
 # WCAG's contrast of each text that is on the page with what is behind it; gives those below 4.5 (3 for large letters).
 PALE = """() => {
@@ -158,6 +159,26 @@ def test_solutions_open_on_a_click(visit, script):
         expect(code).to_be_visible()
     for cell in page.locator(".tag_check, .tag_setup").all():
         expect(cell.locator(".cell_input")).to_be_hidden()
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["with JavaScript", "without"])
+def test_a_drawing_is_seen_and_its_code_opens_on_a_click(visit, script):
+    page = visit(LESSON, viewport=PHONE, java_script_enabled=script)
+    drawings = page.locator(".tag_drawing")
+    assert drawings.count() >= 3
+    for drawing in drawings.all():
+        expect(drawing.locator("img").first).to_be_visible()
+        expect(drawing.locator(".cell_input")).to_be_hidden()
+        drawing.locator("summary").click()
+        expect(drawing.locator(".cell_input")).to_be_visible()
+
+
+def test_a_word_leads_to_the_glossary(visit):
+    page = visit(WORDY)
+    word = page.locator("article a[href*='docs/glossary.html#term-']").first
+    word.click()
+    page.wait_for_url("**/docs/glossary.html#term-*")
+    expect(page.locator(":target")).to_be_in_viewport()
 
 
 def test_search_finds_the_lesson(visit):
