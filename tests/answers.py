@@ -7,6 +7,29 @@ LABELS_FOR = "def labels_for(prompt_ids, answer_ids, length, pad_id):\n"
 TODAY = """today = dict(evaluation_strategy="eval_strategy", max_seq_length="max_length", warmup_ratio="warmup_steps")
 today["group_by_length"] = "train_sampling_strategy"
 """
+# The recipe of lesson A without its faults, written with less than the solution; each wrong answer keeps or makes one fault.
+RECIPE = """class LoraLinear(nn.Module):
+    def __init__(self, in_features, out_features, r, alpha):
+        super().__init__()
+        self.base = nn.Linear(in_features, out_features)
+        self.lora_A = nn.Parameter(torch.randn(r, in_features))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, r))
+        self.scaling = alpha / r
+
+    def forward(self, x):
+        return self.base(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)
+
+
+def add_lora(model, r, alpha):
+    for block in model.roberta.encoder.layer:
+        for which in ("query", "value"):
+            linear = getattr(block.attention.self, which)
+            wrapped = LoraLinear(linear.in_features, linear.out_features, r, alpha)
+            wrapped.base = linear
+            setattr(block.attention.self, which, wrapped)
+    for name, p in model.named_parameters():
+        p.requires_grad = "lora_" in name or "classifier" in name
+"""
 RANDOM_A = "np.random.default_rng(0).standard_normal((r, W.shape[1])) / np.sqrt(W.shape[1])"
 TRAIN_LORA = """def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):
     B, A = np.zeros((W.shape[0], r)), {A}
@@ -440,6 +463,34 @@ ANSWERS = {
             ],
             right=[
                 TODAY,
+            ],
+        ),
+    },
+    "A_then_and_now": {
+        "ex1": dict(
+            wrong=[
+                RECIPE.replace("torch.zeros(out_features, r)", "torch.randn(out_features, r)"),
+                RECIPE.replace("wrapped.base = linear", "wrapped.load_state_dict(linear.state_dict(), strict=False)"),
+                RECIPE.replace("self.scaling * (x", "(x"),
+                RECIPE.replace("alpha / r", "alpha"),
+                RECIPE.replace("alpha / r", "r / alpha"),
+                RECIPE.replace(' or "classifier" in name', ""),
+                RECIPE.replace('"lora_" in name or "classifier" in name', "True"),
+                RECIPE.replace('("query", "value")', '("query",)'),
+            ],
+            right=[
+                "def add_lora(model, r, alpha):\n"
+                "    lora.inject(model, ['query', 'value'], r, alpha)\n"
+                "    model.classifier.requires_grad_(True)",
+                "def add_lora(model, r, alpha):\n"
+                "    options = dict(r=r, lora_alpha=alpha, target_modules=['query', 'value'])\n"
+                "    peft.get_peft_model(model, peft.LoraConfig(task_type='SEQ_CLS', **options))",
+                RECIPE.replace("torch.randn(r, in_features)", "torch.randn(in_features, r)")
+                .replace("torch.zeros(out_features, r)", "torch.zeros(r, out_features)")
+                .replace("self.lora_A.T @ self.lora_B.T", "self.lora_A @ self.lora_B"),
+                RECIPE.replace("torch.randn(r, in_features)", "torch.zeros(r, in_features)").replace(
+                    "torch.zeros(out_features, r)", "torch.randn(out_features, r)"
+                ),
             ],
         ),
     },

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from answers import ANSWERS
 
 from tools import handout, lessons
+from tools.lessons import number
 from utils import files
 
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in lessons.lessons()}
@@ -59,7 +60,7 @@ def ours(folder: Path):
 
 def main(folder: Path) -> None:
     """Write all of them into `folder`, named in the order in which they should be begun."""
-    order = sorted(LESSONS, key=lambda name: LONGEST.index(name[:2]) if name[:2] in LONGEST else len(LONGEST))
+    order = sorted(LESSONS, key=lambda name: (*LONGEST, number(name)).index(number(name)))
     with files.replacing(folder, ours) as new:
         for place, name in enumerate(order):
             nbformat.write(tried(name, LESSONS[name]), new / f"{place}_{name}.ipynb")

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from reading import PARSER
 
+from tools.lessons import number
 from utils import ROOT
 
 
@@ -148,8 +149,10 @@ def wrong_badges(path: str, text: str, slug: str, files) -> list[str]:
             found.append(f"{path}: a Colab badge leads to {repository}, {target}")
         elif path.startswith("notebooks/") and file != path:
             found.append(f"{path}: its Colab badge leads to {file}")
-    for number, file in re.findall(r"<!-- colab:(\d\d) -->[^\n]*?/notebooks/([^)\s]+)[^\n]*?<!-- /colab -->", text):
-        found += [] if file.startswith(number) else [f"{path}: the Colab badge of lesson {number} leads to {file}"]
+    for lesson, file in re.findall(r"<!-- colab:(\w+) -->[^\n]*?/notebooks/([^)\s]+)[^\n]*?<!-- /colab -->", text):
+        found += (
+            [] if file.startswith(f"{lesson}_") else [f"{path}: the Colab badge of lesson {lesson} leads to {file}"]
+        )
     for repository, file in re.findall(r"github\.com/([^/\s]+/[^/\s]+)/actions/workflows/([\w.-]+\.ya?ml)", text):
         if not slug or repository != slug or f".github/workflows/{file}" not in files:
             found.append(f"{path}: a badge leads to the workflow {repository}, {file}")
@@ -233,11 +236,14 @@ def some(number: str) -> str:
     return rf"{number}(?:(?:, | and | or | to ){number})*(?![\d.]*\d)"
 
 
-LESSONS, SECTIONS = some(r"\d\d"), some(r"[1-9]\d?")
+APPENDIX = r"(?-i:A\b)"  # a lesson with a letter; "a lesson" is none
+LESSONS, SECTIONS = f"(?:{some('[0-9]{2}')}|{APPENDIX})", some(r"[1-9]\d?")
 
 
-def listed(text: str) -> set[int]:
-    """The numbers in "1, 3 and 5 to 7"."""
+def listed(text: str) -> set:
+    """The numbers in "1, 3 and 5 to 7"; "A" is one by itself."""
+    if text.isalpha():
+        return {text}
     found = set()
     for part in re.split(r", | and | or ", text):
         ends = [int(n) for n in part.split(" to ")]
@@ -255,20 +261,23 @@ def dead_references(path: str, texts: dict[str, str], planned=range(7, 12)) -> l
     """Lessons, sections and exercises that texts[path] points to and that are not there.
 
     A lesson to come may be named in brackets, "(lesson 07)", and in the range "lessons 07 to 11": nobody can be sent to it.
-    A section without a lesson is one of the lesson that the nearest heading above names, "# 03 · …".
+    A section without a lesson is one of the lesson that the nearest heading above names, "# 03 · …" or "# A · …".
     """
-    there = {int(name[10:12]): numbered(text) for name, text in texts.items() if name.startswith("notebooks/")}
+    notebooks = {name: text for name, text in texts.items() if name.startswith("notebooks/")}
+    there = {lesson: numbered(text) for name, text in notebooks.items() for lesson in listed(number(name))}
     text, found = texts[path], []
-    headings = [(match.start(), int(match[1])) for match in re.finditer(r"(?m)^#+ (\d\d) · ", text)]
+    headings = [(match.start(), match[1]) for match in re.finditer(rf"(?m)^#+ (\d\d|{APPENDIX}) · ", text)]
     for match in re.finditer(rf"(?i)\blessons? ({LESSONS})", text):
         for lesson in listed(match[1]) - there.keys():
             bracketed = text[match.start() - 1] == "(" and text[match.end()] == ")"
             if lesson not in planned or not (bracketed or match[1] == f"{planned[0]:02} to {planned[-1]}"):
                 found.append(f"{path}: {match[0]}")
-    pattern = rf"(?i)(?:\b(\d\d)(?:'s|,)? )?(?:\b(section|exercise)s? |§ ?)({SECTIONS})(?: of lesson (\d\d))?"
+    one = rf"\d\d|(?<=lesson ){APPENDIX}"
+    pattern = rf"(?i)(?:\b({one})(?:'s|,)? )?(?:\b(section|exercise)s? |§ ?)({SECTIONS})(?: of lesson ({one}))?"
     for match in re.finditer(pattern, text):
         above = [lesson for start, lesson in headings if start < match.start()]
-        lesson = int(match[1] or match[4] or (above[-1] if above else -1))
+        named = match[1] or match[4] or (above[-1] if above else "")
+        (lesson,) = listed(named) if named else [None]
         if lesson in there and listed(match[3]) - there[lesson][(match[2] or "section").lower()]:
             found.append(f"{path}: {match[0]}")
     return found

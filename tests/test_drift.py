@@ -32,7 +32,8 @@ def test_page_is_what_the_data_gives():
 
 @each_row
 def test_rows_are_whole_and_patterns_tell_old_from_new(row):
-    assert list(row) == ["library", "old", "new", "since", "why", "pattern"]
+    assert list(row) == ["library", "old", "today", "new", "since", "why", "pattern"]
+    assert row["today"] in ("refused", "gone", "warns", "silent", "not run")  # lesson A runs them
     assert row["since"] is None or re.fullmatch(r"\d+\.\d+", row["since"])
     assert not any("|" in row[key] for key in ("library", "old", "new", "why")), "it would end a cell of the table"
     ast.parse(row["old"]), ast.parse(row["new"])
@@ -75,6 +76,8 @@ def test_no_false_alarm(fine):
 
 # Cells that quote an old call on purpose: to see it fail, or to ask for today's name
 QUOTED = {
+    ("A_then_and_now", "head-mask"),
+    ("A_then_and_now", "copied-forward"),
     ("06_llama2_qlora_sft", "ex3"),
     ("06_llama2_qlora_sft", "ex3-solution"),
 }
@@ -122,6 +125,14 @@ def test_no_old_call_in_documents(document):
     sections = re.split(r"(?m)^(?=#{1,4} )", document.read_text(encoding="utf-8"))
     told = [text for text in sections if "got an unexpected keyword argument" not in text.split("\n")[0]]
     assert not [call for text in told for call in old_calls(code_in(text))]
+
+
+def test_the_help_on_refused_options_names_refused_options():
+    """What warns and works is no error, so nobody would look for it under one."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    (heading,) = re.findall(r"(?m)^### TypeError: .*unexpected keyword argument.*$", page)
+    for option in re.findall(r"'(\w+)'", heading):
+        assert [row["today"] for row in ROWS if re.search(rf"\b{option}=", row["old"])][:1] == ["refused"], option
 
 
 def test_no_old_call_in_answers():

@@ -136,7 +136,7 @@ def test_answer_key_lists_every_exercise(tmp_path):
     key = (tmp_path / "answers.md").read_text(encoding="utf-8")
     assert key.count("\n### Exercise ") == count == sum(len(solutions(lesson)) for lesson in LESSONS.values())
     for name, lesson in LESSONS.items():
-        part = key[key.index(f"## {name[:2]} · ") :].split("\n## ", 2)[0]
+        part = key[key.index(f"## {lessons.number(name)} · ") :].split("\n## ", 2)[0]
         for task, _, check, _ in handout.exercises(lesson):
             assert glossary.LINK.sub(r"\1", task.source) in part  # its links lead nowhere from there
             assert all(f"\n- {hint}\n" in part for hint in handout.demands(check.source))

@@ -43,7 +43,7 @@ def test_valid_with_ids(name):
 def test_anatomy(name):
     notebook = LESSONS[name]
     title = notebook.cells[0].source
-    assert title.startswith(f"# {name[:2]} · ")
+    assert title.startswith(f"# {lessons.number(name)} · ")
     for row in ("**You will learn**", "**You need**", "**Minutes**", "<!-- minutes -->", "GPU"):
         assert row in title
     assert lessons.tags(notebook.cells[1]) == ["setup"]
@@ -63,7 +63,8 @@ def test_exercises_are_three_cells(name):
     notebook = LESSONS[name]
     kinds = [next((t for t in lessons.tags(c) if t in ("exercise", "check", "solution")), "") for c in notebook.cells]
     spots = [i for i, kind in enumerate(kinds) if kind == "exercise"]
-    assert len(spots) == 1 if name.startswith("00") else 3 <= len(spots) <= 5
+    few, many = {"00": (1, 1), "A": (1, 3)}.get(lessons.number(name), (3, 5))
+    assert few <= len(spots) <= many
     assert kinds.count("check") == kinds.count("solution") == len(spots)
     for number, i in enumerate(spots, start=1):
         assert kinds[i : i + 3] == ["exercise", "check", "solution"]
@@ -125,7 +126,7 @@ def test_readme_map_tells_the_same_minutes():
     readme = (ROOT / "README.md").read_text()
     for name, notebook in LESSONS.items():
         minutes = re.search(r"<!-- minutes -->(.*?)<!-- /minutes -->", notebook.cells[0].source)[1]
-        assert f"<!-- minutes:{name[:2]} -->{minutes}<!-- /minutes -->" in readme
+        assert f"<!-- minutes:{lessons.number(name)} -->{minutes}<!-- /minutes -->" in readme
         assert f"notebooks/{name}.ipynb" in readme
 
 

@@ -386,6 +386,8 @@ def test_references_lead_somewhere(path):
     "text",
     [
         "see lesson 12",
+        "see lesson A",
+        "lesson A, section 1",
         "Lesson 07 shows it",
         "section 3 of lesson 01",
         "lesson 01, sections 1 and 3",
@@ -402,7 +404,8 @@ def test_references_lead_somewhere(path):
 )
 def test_planted_references(text):
     texts = {"notebooks/01_a.ipynb": "# 01 · A\n\n## 1 · First\n\n### Exercise 1 · One\n\n## 2 · Second"}
-    fine = "lesson 01, sections 1 and 2; (lesson 07); lessons 07 to 11; Hu et al., section 4.2; **2 · Second**; exercise 1 of lesson 01"
+    fine = "The lesson a learner likes; "
+    fine += "lesson 01, sections 1 and 2; (lesson 07); lessons 07 to 11; Hu et al., section 4.2; **2 · Second**; exercise 1 of lesson 01"
     for path in ("docs/a.md", "notebooks/01_a.ipynb"):
         planted = texts | {path: texts.get(path, "") + "\n\n" + text}
         assert policy.dead_references(path, planted) + policy.dead_titles(path, planted)

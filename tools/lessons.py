@@ -130,12 +130,12 @@ def execute(notebook, profile: str, folder=NOTEBOOKS, kernel="python3", **env) -
 
 def by_section(notebook, times: dict[int, float]) -> dict[str, float]:
     """{"1": seconds} for each section, from the seconds of cells by their index; what stands before the first is left out."""
-    seconds, number = {}, ""
+    seconds, section = {}, ""
     for index, cell in enumerate(notebook.cells):
         heading = cell.cell_type == "markdown" and re.match(r"## (\d+) · ", cell.source)
-        number = heading[1] if heading else number
-        if number:
-            seconds[number] = seconds.get(number, 0.0) + times.get(index, 0.0)
+        section = heading[1] if heading else section
+        if section:
+            seconds[section] = seconds.get(section, 0.0) + times.get(index, 0.0)
     return seconds
 
 
@@ -181,12 +181,12 @@ def minutes(seconds: float) -> str:
     return f"under {math.ceil(seconds / 60)}"
 
 
-def stamp_teaching(text: str, number: str, result: Result) -> str:
+def stamp_teaching(text: str, name: str, result: Result) -> str:
     """docs/teaching.md with the machine's time for a lesson and its sections, rounded up to 10 s, 30 s or whole minutes."""
-    text = between(text, f"minutes:{number}", minutes(result.seconds))
+    text = between(text, f"minutes:{name}", minutes(result.seconds))
     for section, seconds in result.sections.items():
         told = next((f"{limit} s" for limit in (10, 30) if seconds <= limit), f"{math.ceil(seconds / 60)} min")
-        text = between(text, f"machine:{number}.{section}", told)
+        text = between(text, f"machine:{name}.{section}", told)
     return text
 
 
@@ -207,15 +207,15 @@ def save_readme_figure(notebook) -> None:
 
 def refresh(result: Result, path: Path, was: str) -> None:
     """Write what a lesson's execution gave into the lesson, which then held the text `was`, the README and docs/teaching.md."""
-    number = path.name[:2]
+    name = number(path)
     save(clean(result.notebook, result.seconds), path, was)
     for document, stamped in (
-        (ROOT / "README.md", lambda text: between(text, f"minutes:{number}", minutes(result.seconds))),
-        (ROOT / "docs" / "teaching.md", lambda text: stamp_teaching(text, number, result)),
+        (ROOT / "README.md", lambda text: between(text, f"minutes:{name}", minutes(result.seconds))),
+        (ROOT / "docs" / "teaching.md", lambda text: stamp_teaching(text, name, result)),
     ):
         before = document.read_text(encoding="utf-8")
         files.place_file(document, stamped(before), was=before)
-    if number == "04":
+    if name == "04":
         save_readme_figure(result.notebook)
 
 
@@ -223,13 +223,13 @@ def stamp_laptop(result: Result, path: Path) -> None:
     """Write a lesson's time on a laptop into the README's map."""
     readme = ROOT / "README.md"
     before = readme.read_text(encoding="utf-8")
-    files.place_file(readme, between(before, f"laptop:{path.name[:2]}", minutes(result.seconds)), was=before)
+    files.place_file(readme, between(before, f"laptop:{number(path)}", minutes(result.seconds)), was=before)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "outputs", "laptop"))
-    parser.add_argument("names", nargs="*", help="lesson numbers; all where none is given")
+    parser.add_argument("names", nargs="*", help="lesson numbers, or A; all where none is given")
     parser.add_argument("--profile", default="cpu")
     options = parser.parse_args()
     if options.what != "run" and options.profile != "cpu":

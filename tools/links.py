@@ -21,7 +21,7 @@ from utils import ROOT, console, files
 LIST = ROOT / "docs" / "links.txt"
 DOCUMENTS = ("*.md", "data/*.md", "docs/*.md", ".github/**/*.md", ".github/ISSUE_TEMPLATE/*.yml", "notebooks/*.ipynb")
 # What `make stamp` writes leads to this repository itself, and differs from fork to fork.
-STAMPED = re.compile(r"<!-- (badges?|clone|colab)(?::\d\d)? -->.*?<!-- /\1 -->", re.S)
+STAMPED = re.compile(r"<!-- (badges?|clone|colab)(?::\w+)? -->.*?<!-- /\1 -->", re.S)
 URL = re.compile(r"https?://[^\s<>\"'`\\\])]+[^\s<>\"'`\\\]).,;:!?…]")
 REFUSED = {401, 403, 405, 406, 429}  # the page is there, but not for programs
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 
 from tools import glossary, stamp
+from tools.lessons import number
 from utils import ROOT, console, data, files
 
 CONF = ROOT / "docs"
@@ -27,7 +28,7 @@ LINK = re.compile(
     r"|(?P<image>!?)\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?P<target>[^()\s]+)\)",
     re.M | re.S,
 )
-BADGES = re.compile(r"<!-- (badges?|colab)(:\d\d)? -->.*?<!-- /\1 -->", re.S)  # what `make stamp` writes
+BADGES = re.compile(r"<!-- (badges?|colab)(:\w+)? -->.*?<!-- /\1 -->", re.S)  # what `make stamp` writes
 FOLDED = {  # tag: what myst-nb folds away, and what to click
     "setup": ("hide-input", "Set-up cell"),
     "check": ("hide-input", "How the answer is checked"),
@@ -130,21 +131,21 @@ def lesson_map(readme: str) -> str:
 
 def faq_page(root: Path) -> str:
     """The FAQ as a page: a heading for every topic and every question."""
-    lessons = {int(path.name[:2]): path.name for path in (root / "notebooks").glob("[!.]*.ipynb")}
+    lessons = {number(path): path.name for path in (root / "notebooks").glob("[!.]*.ipynb")}
     topics, index, rows = {}, {}, data.read_faq(root / FAQ)
     for row in rows:
-        number, topic = data.pointer(row["answer"]), row["topic"]
-        name = f"Lesson\u00a0{number:02}"
-        where = f"[{name}](../notebooks/{lessons[number]})" if number in lessons else name
+        lesson, topic = f"{data.pointer(row['answer']):02}", row["topic"]
+        name = f"Lesson\u00a0{lesson}"
+        where = f"[{name}](../notebooks/{lessons[lesson]})" if lesson in lessons else name
         answer = plain(row["answer"].rpartition(" (notebook")[0])
         topics.setdefault(topic, []).append(f"### {plain(row['question'])}\n\n{answer} {where}\n")
-        index.setdefault(number, {})[topic] = f"[{topic}](#{topic.lower().replace(' ', '-')})"
+        index.setdefault(lesson, {})[topic] = f"[{topic}](#{topic.lower().replace(' ', '-')})"
     planned = " Lessons without a link are planned." if set(index) - set(lessons) else ""
     return (
         "---\ntocdepth: 2\n---\n\n# Questions and answers\n\n"
         f"{len(rows)} questions about LoRA, QLoRA and training practice, written for this course; lesson 06 trains a model on "
         f"some of them. Each answer names the lesson that shows it.{planned}\n\n| Lesson | Topics |\n|---|---|\n"
-        + "".join(f"| {number:02} | {' · '.join(links.values())} |\n" for number, links in sorted(index.items()))
+        + "".join(f"| {lesson} | {' · '.join(links.values())} |\n" for lesson, links in sorted(index.items()))
         + "".join(f"\n## {topic[0].upper()}{topic[1:]}\n\n" + "\n".join(answers) for topic, answers in topics.items())
     )
 

@@ -9,7 +9,7 @@ import tomllib
 
 import nbformat
 
-from tools.lessons import between
+from tools.lessons import between, number
 from utils import ROOT, console, files
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
@@ -56,7 +56,7 @@ def stamp_readme(text: str, slug: str, names: list[str]) -> str:
     text = between(between(text, "badges", test), "clone", clone)
     for name in names:
         badge = colab_badge(slug, name)
-        text = between(text, f"colab:{name[:2]}", " " + badge if badge else "")
+        text = between(text, f"colab:{number(name)}", " " + badge if badge else "")
     return text
 
 
