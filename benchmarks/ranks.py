@@ -36,7 +36,6 @@ def build(profile, r: int):
 def values(profile, splits) -> dict:
     """What decides these runs."""
     told = sentiment.values(profile, splits)
-    told["arguments"].pop("learning_rate")  # each run has its own
     return told | dict(plan=[TARGETS, ALPHA, RANKS, [RATE], [SEED], FULL_RATE, CUTS])
 
 

@@ -229,6 +229,7 @@ def values(profile, splits) -> dict:
     model, tokenizer = models.load_encoder(profile, 2, 0)
     with tempfile.TemporaryDirectory() as folder:
         options = record.arguments(training.training_arguments(profile, folder))
+    del options["learning_rate"]  # each run has its own
     return dict(
         rows=dict(splits),
         tokens=dict(tokenised(profile, splits, tokenizer)),

@@ -119,7 +119,7 @@ def test_another_held_out_topic_is_found(monkeypatch, now):
     [
         ("rows", lambda v: v["rows"].update(test=v["rows"]["test"].select(range(1, len(v["rows"]["test"]))))),
         ("tokens", lambda v: v["tokens"].update(train=v["tokens"]["train"].select(range(100)))),
-        ("arguments", lambda v: v["arguments"].update(learning_rate=2e-3)),
+        ("arguments", lambda v: v["arguments"].update(weight_decay=0.1)),
         ("arguments", lambda v: v["arguments"].update(lr_scheduler_type="cosine")),
         ("config", lambda v: v["config"].update(num_hidden_layers=5)),
         ("base", lambda v: v.update(base="0" * 64)),
