@@ -334,7 +334,7 @@ plots.box(answer, "A review", "Good film.")"""
 def test_a_reader_types_a_review_and_both_models_answer(sit_down, shots):
     (path,) = lessons.lessons(["00"])
     desk = sit_down(path)
-    desk.run_up_to("cost")
+    desk.run_up_to("count-bytes")
     cell = desk.cell("box-run")
     field, answer = cell.get_by_label("A review"), cell.get_by_role("status")
     expect(answer.locator("tr")).to_have_count(2)  # of the review that stands there at first
