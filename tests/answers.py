@@ -120,10 +120,8 @@ ANSWERS = {
                 "    kept = np.cumsum(np.square(values)) / np.sum(np.square(values))\n"
                 "    return 1 + np.argmax(1 - kept <= error**2)",
                 "def rank_for(values, error):\n"
-                "    r = 1\n"
-                "    while np.linalg.norm(values[r:]) > error * np.linalg.norm(values):\n"
-                "        r += 1\n"
-                "    return r",
+                "    missed = [np.linalg.norm(values[r:]) for r in range(len(values) + 1)]\n"
+                "    return next(r for r, norm in enumerate(missed) if norm <= error * missed[0])",
             ],
         ),
         "ex3": dict(

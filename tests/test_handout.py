@@ -92,11 +92,11 @@ def misspelt(notebook):
 def a_second_one(notebook):
     """Another way to solve it, which somebody added without a tag."""
     at = [cell.id for cell in notebook.cells].index("ex2-solution")
-    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("smallest_rank = 17\ncheck_smallest()", id="another"))
+    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("rank_for = sum\ncheck_rank_for()", id="another"))
 
 
 def a_second_one_with_a_title(notebook):
-    notebook.cells.append(nbformat.v4.new_code_cell("# @title Solution 2, shorter\nsmallest_rank = 17", id="another"))
+    notebook.cells.append(nbformat.v4.new_code_cell("# @title Solution 2, shorter\nrank_for = sum", id="another"))
 
 
 def untagged_check(notebook):

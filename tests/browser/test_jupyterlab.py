@@ -260,8 +260,8 @@ def test_a_learner_moves_the_slider_and_answers_an_exercise(sit_down, shots):
     desk = sit_down(path)
     desk.run_up_to("ex2")
 
-    slider = desk.cell("photo-slider")
-    readout, picture = slider.locator(".widget-readout"), slider.locator(".jp-OutputArea-output img")
+    slider = desk.cell("photo-figure")
+    readout, picture = slider.locator(".widget-readout"), slider.locator(".widget-html img")
 
     def look(last: str = "") -> tuple[str, bytes]:
         """Wait for a picture from another source than `last`: its source and its bytes."""
