@@ -24,11 +24,8 @@ from utils import lora, profiles
 METHODS = {"full": None, "LoRA r=4": 4, "LoRA r=1": 1}  # the rank on every layer
 RATES = {"full": (1e-4, 3e-4, 1e-3, 3e-3), "LoRA r=4": (1e-3, 3e-3, 1e-2, 3e-2), "LoRA r=1": (1e-3, 3e-3, 1e-2, 3e-2)}
 ALPHA, DRAWS, EXAMPLES, BATCH = 8, range(8), 100, 64
-READER, STEPS, EVERY = (
-    (600, 1e-3),
-    751,
-    5,
-)  # how long and how fast the reader is trained; the new task's steps; watched so often
+READER = (600, 1e-3)  # how long and how fast the reader is trained
+STEPS, EVERY = 751, 5  # of the new task; watched so often
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # accuracies of the new task at which the old one is noted
 
 
@@ -177,10 +174,11 @@ def main() -> None:
         return table(record.read("forgetting")["runs"])
     profiles.apply(profiles.get())
     torch.set_num_threads(1)  # the matrices are small: a second thread would mostly wait for the first
-    kept = record.resume("forgetting", values())
+    decides = values()
+    kept = record.resume("forgetting", decides)
     if not kept:
         due = [name(method, rate, draw) for draw in DRAWS for method in METHODS for rate in RATES[method]]
-        kept = dict(origin=record.origin(values(), canary()), due=due, levels=LEVELS, runs=[])
+        kept = dict(origin=record.origin(decides, canary()), due=due, levels=LEVELS, runs=[])
     material = digits()
     tasks, labels, rows, _ = material
     for draw in tqdm(DRAWS, desc="draws"):

@@ -5,7 +5,7 @@
 Lesson 05 shows these runs beside the 16-bit ones of benchmarks/sentiment.py, at the learning rate chosen there.
 """
 
-import tempfile
+from functools import partial
 
 from benchmarks import record, sentiment
 
@@ -37,14 +37,7 @@ def values(profile, splits, learning_rate: float) -> dict:
 
 def canary(profile, splits) -> dict:
     """The first losses in fp32, after an evaluation, which must not disturb them."""
-    small = type(splits)({name: split.select(range(64)) for name, split in splits.items()})
-    options = dict(max_steps=record.CANARY_STEPS, logging_steps=1, per_device_train_batch_size=4, disable_tqdm=True)
-    options |= dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
-    with record.fp32(), tempfile.TemporaryDirectory() as folder:
-        trainer, _ = sentiment.trainer_for(profile, small, METHOD, *build(profile, 0), folder, **options)
-        trainer.evaluate()
-        trainer.train()
-    return {METHOD: [row["loss"] for row in trainer.state.log_history if "loss" in row]}
+    return {METHOD: sentiment.first_losses(profile, splits, METHOD, partial(build, profile, 0), evaluate=True)}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ learning rate are the same at every rank: those that were the best there at r = 
 """
 
 import argparse
-import tempfile
+from functools import partial
 
 from benchmarks import record, sentiment
 
@@ -23,14 +23,8 @@ NAMES |= {r: f"{METHOD} r={r}, rate {RATE:g}, seed {SEED}" for r in RANKS}
 
 
 def build(profile, r: int):
-    """The model of one run, as `sentiment.build` makes it but for alpha, which stays where r changes: (model, tokenizer)."""
-    from peft import LoraConfig, get_peft_model
-
-    from utils import models, training
-
-    model, tokenizer = models.load_encoder(profile, 2, SEED, frozen=True)
-    training.set_seed(SEED)
-    return get_peft_model(model, LoraConfig("SEQ_CLS", r=r, lora_alpha=ALPHA, target_modules=TARGETS)), tokenizer
+    """The model of one run: alpha stays where r changes."""
+    return sentiment.build(profile, METHOD, (TARGETS, r), SEED, ALPHA)
 
 
 def values(profile, splits) -> dict:
@@ -41,16 +35,10 @@ def values(profile, splits) -> dict:
 
 def canary(profile, splits) -> dict:
     """{rank: losses of the first steps, four rows each, in fp32}."""
-    small = type(splits)({name: split.select(range(64)) for name, split in splits.items()})
-    options = dict(max_steps=record.CANARY_STEPS, logging_steps=1, per_device_train_batch_size=4, learning_rate=RATE)
-    options |= dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
-    told = {}
-    for r in RANKS:
-        with record.fp32(), tempfile.TemporaryDirectory() as folder:
-            trainer, _ = sentiment.trainer_for(profile, small, METHOD, *build(profile, r), folder, **options)
-            trainer.train()
-        told[f"r={r}"] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return told
+    return {
+        f"r={r}": sentiment.first_losses(profile, splits, METHOD, partial(build, profile, r), learning_rate=RATE)
+        for r in RANKS
+    }
 
 
 def main() -> None:

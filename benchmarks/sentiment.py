@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from torch import nn
@@ -51,8 +51,8 @@ TRUNCATIONS = (1, 2, 4, 8, 16, 32, 64, 384)
 WIDER = 2  # how often a grid may be widened to either side
 
 
-def build(profile, method: str, adapter, seed: int):
-    """The model of one run: (model, tokenizer). `adapter` is (target modules, r) or None."""
+def build(profile, method: str, adapter, seed: int, alpha: float | None = None):
+    """The model of one run: (model, tokenizer). `adapter` is (target modules, r) or None; alpha: 2 r where none is given."""
     import dataclasses
 
     from peft import LoraConfig, get_peft_model
@@ -66,7 +66,7 @@ def build(profile, method: str, adapter, seed: int):
     if adapter:
         training.set_seed(seed)
         targets, r = adapter
-        model = get_peft_model(model, LoraConfig("SEQ_CLS", r=r, lora_alpha=2 * r, target_modules=targets))
+        model = get_peft_model(model, LoraConfig("SEQ_CLS", r=r, lora_alpha=alpha or 2 * r, target_modules=targets))
     elif "mean of tokens" in method:
         model.roberta.register_forward_hook(mean_of_tokens, with_kwargs=True)
     return model, tokenizer
@@ -243,19 +243,26 @@ def values(profile, splits) -> dict:
 
 def canary(profile, splits) -> dict:
     """{method: losses of the first steps, four rows each, in fp32}; a place counts as its method."""
-    told = {}
-    small = {name: split.select(range(64)) for name, split in splits.items()}
-    small = type(splits)(small)
-    for method, (adapter, rates) in (METHODS | {HEAVY: (QV, (1e-3,))}).items():
-        with record.fp32(), tempfile.TemporaryDirectory() as folder:
-            options = dict(max_steps=record.CANARY_STEPS, logging_steps=1, per_device_train_batch_size=4)
-            options |= dict(
-                eval_strategy="no", save_strategy="no", load_best_model_at_end=False, learning_rate=rates[0]
-            )
-            trainer, _ = trainer_for(profile, small, method, *build(profile, method, adapter, 0), folder, **options)
-            trainer.train()
-        told[method] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return told
+    due = METHODS | {HEAVY: (QV, (1e-3,))}
+    return {
+        method: first_losses(
+            profile, splits, method, partial(build, profile, method, adapter, 0), learning_rate=rates[0]
+        )
+        for method, (adapter, rates) in due.items()
+    }
+
+
+def first_losses(profile, splits, method: str, made, evaluate: bool = False, **changes) -> list[float]:
+    """The losses of the first steps in fp32, four rows each; `made()` gives (model, tokenizer). evaluate: before that."""
+    small = type(splits)({name: split.select(range(64)) for name, split in splits.items()})
+    options = dict(max_steps=record.CANARY_STEPS, logging_steps=1, per_device_train_batch_size=4)
+    options |= dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False) | changes
+    with record.fp32(), tempfile.TemporaryDirectory() as folder:
+        trainer, _ = trainer_for(profile, small, method, *made(), folder, **options)
+        if evaluate:
+            trainer.evaluate()
+        trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 def chosen(runs: list, method: str) -> float:

@@ -367,6 +367,8 @@ ANSWERS = {
                 adapt(trained="'lora_' in path"),
                 adapt(trained="'lora_' in path or 'classifier' in path or 'bias' in path"),
                 adapt(trained="True"),
+                adapt().replace("r, alpha))", "alpha, r))"),
+                adapt().replace("r, alpha))", "8, 16))"),
             ],
             right=[
                 adapt(),
