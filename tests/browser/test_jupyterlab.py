@@ -180,6 +180,14 @@ class Desk:
         self.run(cell_id)
         return self.run(f"{cell_id}-check").locator(".jp-OutputArea-output").inner_text().strip()
 
+    def fill(self, field, text: str) -> None:
+        """Put `text` in the place of what stands in a box, by the keyboard alone, and press Enter."""
+        field.focus()
+        for key in ("ControlOrMeta+A", "Delete"):
+            self.page.keyboard.press(key)
+        self.page.keyboard.type(text)
+        self.page.keyboard.press("Enter")
+
     def now(self) -> dict:
         """{id: cell} with the outputs and counts that JupyterLab holds now."""
         content = self.page.evaluate("jupyterapp.shell.currentWidget.content.model.toJSON()")
@@ -321,11 +329,7 @@ plots.box(answer, "A review", "Good film.")"""
         ("", "The box is empty"),
         ("ok", "2"),
     ):
-        field.focus()
-        desk.page.keyboard.press("ControlOrMeta+A")
-        desk.page.keyboard.press("Delete")
-        desk.page.keyboard.type(typed)
-        desk.page.keyboard.press("Enter")
+        desk.fill(field, typed)
         expect(answer).to_contain_text(said)
     assert desk.failures() == [] and desk.blemishes() == []
     assert desk.watch.errors == [] and desk.watch.outside == []
@@ -342,10 +346,7 @@ def test_a_reader_types_a_review_and_both_models_answer(sit_down, shots):
         ("A joy from the first minute to the last.", "praise"),
         ("Dull, loud and far too long.", "pan"),
     ):
-        field.focus()
-        desk.page.keyboard.press("ControlOrMeta+A")
-        desk.page.keyboard.type(review)
-        desk.page.keyboard.press("Enter")
+        desk.fill(field, review)
         expect(answer.locator("tr", has_text="taught")).to_contain_text(f"{verdict}, ", timeout=PATIENCE)
         expect(answer.locator("tr", has_text="asked")).to_contain_text(re.compile("praise|pan"))
     desk.page.screenshot(path=shots / "00-box.png")
