@@ -37,6 +37,8 @@ class Profile:
     instruction_length: int  # tokens
     instruction_rate: float  # QLoRA's learning rate
     answer_tokens: int  # the longest answer that is generated
+    record_rows: tuple[int | None, int | None]  # of lesson 06's texts: train, validation and test
+    record_rate: float  # their learning rate; tuned in benchmarks/triage.py
 
     @property
     def build(self) -> Path:
@@ -59,6 +61,7 @@ _LOCAL = dict(
     instruction_batch=8,
     instruction_length=256,
     instruction_rate=1e-3,
+    record_rate=1e-3,
 )
 
 PROFILES = {
@@ -73,6 +76,7 @@ PROFILES = {
             instruction_rows=(16, 6),
             answer_tokens=24,
             instruction_epochs=1,
+            record_rows=(32, 16),
             **_LOCAL,
         ),
         Profile(
@@ -84,6 +88,7 @@ PROFILES = {
             instruction_rows=(240, None),
             answer_tokens=80,
             instruction_epochs=1,
+            record_rows=(480, None),
             **_LOCAL,
         ),
         Profile(
@@ -109,6 +114,8 @@ PROFILES = {
             instruction_batch=4,
             instruction_length=512,
             instruction_rate=2e-4,
+            record_rows=(None, None),
+            record_rate=2e-4,
         ),
     )
 }
