@@ -406,26 +406,130 @@ ANSWERS = {
     "05_four_bits": {
         "ex1": dict(
             wrong=[
+                "comes_back = [1, -0.5, 0, 0]\nwith_outlier = [0, 0, 1, 0]",
+                "comes_back = [0.6, -0.3, 0, 0]\nwith_outlier = [0.6, -0.3, 3.0, 0]",
+                "comes_back = [0.6, -0.3, 0.1, -0.05]\nwith_outlier = [0.6, -0.3, 3.0, -0.05]",
+                "comes_back = [0.6, -0.3, 0, -0.3]\nwith_outlier = [0, 0, 3, 0]",
+                "comes_back = [0.5, -0.5, 0, 0]\nwith_outlier = [0.5, -0.5, 1, 0]",
+                "comes_back = [0.6, -0.3, 0, 0]\nwith_outlier = [0, 0, 3]",
+            ],
+            right=["comes_back, with_outlier = (0.6, -0.3, -0.0, 0), np.array([[0.0, 0, 3, 0]])"],
+        ),
+        "ex2": dict(
+            wrong=[
                 "my_levels = np.linspace(-1, 1, 7)",
                 "my_levels = nf4.nf4_levels()[::2]",
+                "my_levels = bell_levels(3)",
                 "my_levels = np.array([-1, -0.5, -0.25, -0.1, 0, 0.3, 0.6, 1])",
                 "my_levels = np.linspace(-0.9, 0.9, 8)",
                 "my_levels = np.array([-1, -1, -0.6, -0.2, 0.2, 0.6, 1, 1])",
             ],
             right=["my_levels = [1, -1, 5 / 7, -5 / 7, 3 / 7, -3 / 7, 1 / 7, -1 / 7]"],
         ),
-        "ex2": dict(
-            wrong=["saved_gb = 24.2", "saved_gb = 4.06", "saved_gb = 0.373", "saved_gb = '3'"],
-            right=["saved_gb = 65 * 0.373 / 8"],
-        ),
         "ex3": dict(
             wrong=[
-                "def smallest_rank(d):\n    return 4096 // d",
-                "def smallest_rank(d):\n    return 4096 / d",
-                "def smallest_rank(d):\n    return 4096 // d + 1",
-                "def smallest_rank(d):\n    return 11",
+                "saved_gb = 24.2",
+                "saved_gb = 4.06",
+                "saved_gb = 3.047",
+                "saved_gb = 65 / 8 * (32 / 64 - 8 / 64)",
+                "saved_gb = 65 / 8 * (32 / 64 - 8 / 64 - 32 / 256)",
+                "saved_gb = 3",
+                "saved_gb = 2.823",
+                "saved_gb = 0.373",
+                "saved_gb = '3'",
             ],
-            right=["def smallest_rank(d):\n    return next(r for r in range(1, 5000) if r * d >= 4096)"],
+            right=["saved_gb = 65 * 0.373 / 8", "saved_gb = 3.03"],
+        ),
+        "ex4": dict(
+            wrong=[
+                """
+def store(weight, levels):
+    blocks = weight.reshape(-1, 64)
+    absmax = np.abs(blocks).max(axis=1)
+    scaled = (blocks / absmax[:, None]).ravel()
+    codes = np.searchsorted(levels, scaled).clip(0, 15).astype(np.uint8)
+    return codes[::2] << 4 | codes[1::2], absmax
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
+    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return codes[::2] << 4 + codes[1::2], absmax
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
+    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return codes[1::2] << 4 | codes[::2], absmax
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.stack([packed & 15, packed >> 4], axis=1).ravel()
+    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return nf4.pack(codes), absmax
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
+    return (levels[codes] * np.tile(absmax, 64)).reshape(shape)""",
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return codes, absmax
+
+
+def restore(codes, absmax, levels, shape):
+    return nf4.dequantise(codes, absmax, levels, shape)""",
+                """
+def store(weight, levels):
+    blocks = weight.reshape(-1, 64)
+    absmax = blocks.max(axis=1)
+    codes, _ = nf4.quantise(weight, levels)
+    return nf4.pack(codes), absmax
+
+
+def restore(packed, absmax, levels, shape):
+    return nf4.dequantise(nf4.unpack(packed, 2 * packed.size), absmax, levels, shape)""",
+                """
+def store(weight, levels):
+    absmax = np.abs(weight).max()
+    codes, _ = nf4.quantise(weight, levels, weight.size)
+    return nf4.pack(codes), absmax
+
+
+def restore(packed, absmax, levels, shape):
+    return (levels[nf4.unpack(packed, 2 * packed.size)] * absmax).reshape(shape)""",
+            ],
+            right=[
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return nf4.pack(codes), absmax
+
+
+def restore(packed, absmax, levels, shape):
+    return nf4.dequantise(nf4.unpack(packed, 2 * packed.size), absmax, levels, shape)""",
+                """
+def store(weight, levels):
+    blocks = weight.reshape(-1, 64)
+    absmax = np.maximum(blocks.max(1), -blocks.min(1))
+    codes = np.abs(blocks[..., None] / absmax[:, None, None] - levels).argmin(-1).reshape(-1, 2)
+    return (16 * codes[:, 0] + codes[:, 1]).astype(np.uint8), absmax[:, None]
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.array([code for byte in packed for code in divmod(int(byte), 16)]).reshape(-1, 64)
+    return (levels[codes] * np.reshape(absmax, (-1, 1))).reshape(shape)""",
+            ],
         ),
     },
     "06_llama2_qlora_sft": {

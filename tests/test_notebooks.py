@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from statistics import NormalDist
 
 import nbformat
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from benchmarks import forgetting
 from tools import lessons
-from utils import ROOT, lora, lowrank, models, profiles, training
+from utils import ROOT, lora, lowrank, models, nf4, profiles, training
 
 PATHS = lessons.lessons()
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
@@ -202,6 +203,35 @@ def test_lesson_04_trains_with_the_arguments_of_the_recorded_runs(tmp_path):
     }
 
 
+def test_lesson_05_writes_out_the_four_bits_of_utils():
+    from transformers import BitsAndBytesConfig
+
+    source = cell("05_four_bits", "config").source.split("\nmodel, tokenizer")[0]
+    shown = namespace(source, BitsAndBytesConfig=BitsAndBytesConfig, training=training)["quantisation"]
+    assert shown.to_dict() == models.four_bits(skip=["classifier"]).to_dict()
+    assert {"load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype"} <= set(re.findall(r"(\w+)=", source))
+
+
+def test_lesson_05_derives_the_levels_and_compresses_the_constants_as_utils_does():
+    source = cell("05_four_bits", "derive").source.split("\nprint(")[0]
+    bell_levels = namespace(source, NormalDist=NormalDist, np=np)["bell_levels"]
+    np.testing.assert_allclose(bell_levels(4), nf4.nf4_levels(), atol=3e-7)
+    for bits in (2, 3, 8):
+        levels = bell_levels(bits)
+        assert (
+            len(levels) == 2**bits
+            and 0 in levels
+            and (levels[0], levels[-1]) == (-1, 1)
+            and (np.diff(levels) > 0).all()
+        )
+    absmax = np.random.default_rng(0).uniform(0.1, 0.8, 512).astype(np.float32)
+    source = cell("05_four_bits", "double").source.split("\nprint(")[0]
+    shown = namespace(source, np=np, nf4=nf4, absmax=absmax)
+    codes, largest, offset = nf4.double_quantise(absmax)
+    assert np.array_equal(shown["small"].ravel(), codes) and shown["offset"] == offset
+    np.testing.assert_allclose(shown["restored"], nf4.double_dequantise(codes, largest, offset), rtol=1e-6)
+
+
 def test_code_hash_sees_code_and_nothing_else():
     notebook = nbformat.from_dict(json.loads(json.dumps(LESSONS["01_low_rank_maths"])))
     before = lessons.code_hash(notebook)
@@ -228,7 +258,7 @@ def test_outputs_hold_nothing_drawn_anew(name):
 
 # --- the second edition: one question a lesson, the picture first, what only draws is folded ---
 
-SECOND = ("00", "01", "02", "03", "A")  # the lessons that are written anew; the others follow
+SECOND = ("00", "01", "02", "03", "05", "A")  # the lessons that are written anew; the others follow
 second = pytest.mark.parametrize("name", [name for name in LESSONS if lessons.number(name) in SECOND])
 FOLDED = {
     "setup": "set-up",

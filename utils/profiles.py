@@ -158,7 +158,9 @@ def apply(profile: Profile, seed: int = 0) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns after every fork otherwise
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on every load; errors still show
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Harmless, and not ours to mend: PEFT reads an attribute that transformers renamed; bitsandbytes looks for a kernel on a hub.
+    # Harmless, and not ours to mend: PEFT reads an attribute that transformers renamed; bitsandbytes looks for a kernel on a hub,
+    # and says of each layer in eight bits that it computes in fp16.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for place in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{place}").setLevel(logging.ERROR)
     random.seed(seed)
