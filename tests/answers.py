@@ -7,6 +7,20 @@ LABELS_FOR = "def labels_for(prompt_ids, answer_ids, length, pad_id):\n"
 TODAY = """today = dict(evaluation_strategy="eval_strategy", max_seq_length="max_length", warmup_ratio="warmup_steps")
 today["group_by_length"] = "train_sampling_strategy"
 """
+ROOM = "call = 'max_length=48, max_new_tokens=12'\nroom = {{'max_length=48': {}, 'max_new_tokens=12': {}, call: {}, 'max_length=24': {}}}\n"
+TRANSLATE = """NEW = dict(evaluation_strategy="eval_strategy", max_seq_length="max_length", warmup_ratio="warmup_steps")
+
+
+def translate(old):
+    new = dict(old)
+    for name in NEW.keys() & old.keys():
+        new[NEW[name]] = new.pop(name)
+    if new.pop("group_by_length", False):
+        new["train_sampling_strategy"] = "group_by_length"
+    if old.get("lr_scheduler_type") == "constant" and old.get("warmup_ratio"):
+        new["lr_scheduler_type"] = "constant_with_warmup"
+    return new
+"""
 # The recipe of lesson A without its faults, written with less than the solution; each wrong answer keeps or makes one fault.
 RECIPE = """class LoraLinear(nn.Module):
     def __init__(self, in_features, out_features, r, alpha):
@@ -574,6 +588,46 @@ def restore(packed, absmax, levels, shape):
     },
     "A_then_and_now": {
         "ex1": dict(
+            wrong=[
+                ROOM.format(48, 12, 12, 24),  # takes max_length for the answer's
+                ROOM.format(10, 12, 10, '"refused"'),  # the smaller limit
+                ROOM.format(10, 12, 12, 0),
+                ROOM.format(10, 50, 12, '"refused"'),
+                ROOM.format(10, 12, 12, '"refused"') + 'del room["max_length=24"]',
+            ],
+            right=[
+                "n = len(chat_tokenizer.apply_chat_template(story, add_generation_prompt=True)['input_ids'])\n"
+                + ROOM.format("48 - n", "12.0", "12", '"refused"'),
+            ],
+        ),
+        "ex2": dict(
+            wrong=[
+                TRANSLATE.replace('new["lr_scheduler_type"] = "constant_with_warmup"', "pass"),
+                TRANSLATE.replace(
+                    'if new.pop("group_by_length", False)',
+                    'if "group_by_length" in new and [new.pop("group_by_length")]',
+                ),
+                TRANSLATE.replace('"train_sampling_strategy"] = "group_by_length"', '"group_by_length"] = True'),
+                TRANSLATE.replace("dict(old)", "old"),
+                TRANSLATE.replace("dict(old)", "{name: old[name] for name in NEW if name in old}"),
+                TRANSLATE.replace('old.get("lr_scheduler_type") == "constant" and ', ""),
+                TRANSLATE.replace('"warmup_steps"', '"warmup_steps_ratio"'),
+                TRANSLATE.replace('"eval_strategy"', '"eval_steps"'),
+            ],
+            right=[
+                TRANSLATE,
+                TRANSLATE.split("\n")[0] + "\n\n\ndef translate(old):\n"
+                "    new = {}\n"
+                "    for name, value in old.items():\n"
+                "        if name == 'group_by_length':\n"
+                "            name, value = 'train_sampling_strategy', 'group_by_length' if value else 'random'\n"
+                "        elif name == 'lr_scheduler_type' and value == 'constant':\n"
+                "            value = 'constant_with_warmup'\n"
+                "        new[NEW.get(name, name)] = value\n"
+                "    return new",
+            ],
+        ),
+        "ex3": dict(
             wrong=[
                 RECIPE.replace("torch.zeros(out_features, r)", "torch.randn(out_features, r)"),
                 RECIPE.replace("wrapped.base = linear", "wrapped.load_state_dict(linear.state_dict(), strict=False)"),

@@ -78,6 +78,9 @@ def test_no_false_alarm(fine):
 QUOTED = {
     ("A_then_and_now", "head-mask"),
     ("A_then_and_now", "copied-forward"),
+    ("A_then_and_now", "recipe-table"),
+    ("A_then_and_now", "ex2-check"),
+    ("A_then_and_now", "ex2-solution"),
     ("06_llama2_qlora_sft", "ex3"),
     ("06_llama2_qlora_sft", "ex3-solution"),
 }

@@ -64,7 +64,7 @@ def test_exercises_are_three_cells(name):
     notebook = LESSONS[name]
     kinds = [next((t for t in lessons.tags(c) if t in ("exercise", "check", "solution")), "") for c in notebook.cells]
     spots = [i for i, kind in enumerate(kinds) if kind == "exercise"]
-    few, many = {"00": (1, 1), "A": (1, 3)}.get(lessons.number(name), (3, 5))
+    few, many = {"00": (1, 1)}.get(lessons.number(name), (3, 5))
     assert few <= len(spots) <= many
     assert kinds.count("check") == kinds.count("solution") == len(spots)
     for number, i in enumerate(spots, start=1):
