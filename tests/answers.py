@@ -226,13 +226,41 @@ ANSWERS = {
                 "        if isinstance(module, nn.Linear):\n"
                 "            network[i] = LoRALinear(LoRALinear(module, r, alpha), r, alpha)\n"
                 "    return network",
-            ],
-            right=[
-                "def wrap(network, r, alpha):\n"
-                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)",
+                # a new network: the one that went in is not wrapped
                 "def wrap(network, r, alpha):\n"
                 "    network.requires_grad_(False)\n"
                 "    return nn.Sequential(*(LoRALinear(m, r, alpha) if isinstance(m, nn.Linear) else m for m in network))",
+                "def wrap(network, r, alpha):\n"
+                "    network = copy.deepcopy(network).requires_grad_(False)\n"
+                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)\n"
+                "    return network",
+                # fits the first network alone: its r and alpha, its places
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(module, 2, 6)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i in (0, 2, 4):\n"
+                "        network[i] = LoRALinear(network[i], r, alpha)\n"
+                "    return network",
+                # nothing is returned
+                "def wrap(network, r, alpha):\n"
+                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)",
+            ],
+            right=[
+                "def wrap(network, r, alpha):\n"
+                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    for i in range(len(network)):\n"
+                "        if type(network[i]) is nn.Linear:\n"
+                "            network[i] = LoRALinear(network[i], r, alpha)\n"
+                "    for name, p in network.named_parameters():\n"
+                "        p.requires_grad = 'lora_' in name\n"
+                "    return network",
             ],
         ),
         "ex3": dict(
@@ -266,6 +294,32 @@ ANSWERS = {
                 "        self.base_layer.weight.data += self.scaling * self.lora_B @ self.lora_A\n"
                 "    def unmerge(self):\n"
                 "        self.base_layer.weight.data, self.merged = self.kept.clone(), False",
+                # the factor of one layer, 12 / 4, for all
+                "class Merging(LoRALinear):\n"
+                "    kept = None\n"
+                "    def forward(self, x):\n"
+                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
+                "    def merge(self):\n"
+                "        if self.kept is None:\n"
+                "            self.kept = self.base_layer.weight.data\n"
+                "            self.base_layer.weight.data = self.kept + 3 * (self.lora_B @ self.lora_A).detach()\n"
+                "    def unmerge(self):\n"
+                "        if self.kept is not None:\n"
+                "            self.base_layer.weight.data, self.kept = self.kept, None",
+                # the first update is kept for every later merge
+                "class Merging(LoRALinear):\n"
+                "    kept = update = None\n"
+                "    def forward(self, x):\n"
+                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
+                "    def merge(self):\n"
+                "        if self.kept is None:\n"
+                "            self.kept = self.base_layer.weight.data\n"
+                "            if self.update is None:\n"
+                "                self.update = self.scaling * (self.lora_B @ self.lora_A).detach()\n"
+                "            self.base_layer.weight.data = self.kept + self.update\n"
+                "    def unmerge(self):\n"
+                "        if self.kept is not None:\n"
+                "            self.base_layer.weight.data, self.kept = self.kept, None",
                 # nothing is merged at all
                 "class Merging(LoRALinear):\n    def merge(self):\n        pass\n    def unmerge(self):\n        pass",
                 # the merged weight learns
@@ -310,6 +364,11 @@ ANSWERS = {
                 "times, new_rate = 2**0.5, 3e-4 / 2**0.5",
                 "times, new_rate = 0.5, 1.5e-4",
                 "times, new_rate = 2, 3e-4",
+                "times, new_rate = 1.65, 1.8e-4",
+                "times, new_rate = 2.4, 1.5e-4",
+                "times, new_rate = 0, 1.5e-4",
+                "times, new_rate = -2, 1.5e-4",
+                "times, new_rate = 2, 0",
             ],
             right=["times, new_rate = 2.0, 0.00015", "times, new_rate = 1.98, 1.52e-4"],
         ),
