@@ -138,6 +138,7 @@ ANSWERS = {
                 "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 1, 6, 6",
                 "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 50, 1, 50, 50",
                 "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 10, 3, 6",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 0, 3, 6",
                 "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 1, 3, 3",
             ],
             right=["rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3.0, np.int64(1), 3.0, 6.0"],
@@ -156,6 +157,10 @@ ANSWERS = {
                 "    v = np.square(values)\n"
                 "    return next(r for r in range(1, len(v) + 1) if v[r:].sum() <= error * v.sum())",
                 "def rank_for(values, error):\n    return 54",
+                "def rank_for(values, error):\n"  # below in place of at most
+                "    return next(r for r in range(1, len(values) + 1) if lowrank.tail_error(values, r) < error)",
+                "def rank_for(values, error):\n"  # no whole number
+                "    return sum(lowrank.tail_error(values, r) > error for r in range(len(values))) + 0.5",
             ],
             right=[
                 "def rank_for(values, error):\n"
@@ -166,6 +171,9 @@ ANSWERS = {
                 "def rank_for(values, error):\n"
                 "    missed = [np.linalg.norm(values[r:]) for r in range(len(values) + 1)]\n"
                 "    return next(r for r, norm in enumerate(missed) if norm <= error * missed[0])",
+                "def rank_for(values, error):\n"  # squares them in place
+                "    values *= values\n"
+                "    return next(r for r in range(1, len(values) + 1) if values[r:].sum() <= error**2 * values.sum())",
             ],
         ),
         "ex3": dict(
@@ -175,6 +183,7 @@ ANSWERS = {
                 "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 0, 2.5, 0",
                 "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 2.5, 2.5, 2.5",
                 "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 4.5, 4.5, 6.5",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = np.nan, 2.5, np.nan",
             ],
             right=[
                 "left_r1_alpha16 = left_r1_alpha1 = 2.5\nleft_r2_alpha16 = np.float32(0.5)",
@@ -190,6 +199,14 @@ ANSWERS = {
                 TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("B - rate", "B + rate"),
                 TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("np.zeros", "np.ones"),
                 TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="        break\n"),
+                TRAIN_LORA.format(A="np.ones((r, W.shape[1]))", update="alpha / r * B @ A", then=""),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("alpha / r * G", "G"),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="")  # from both gradients
+                .replace("alpha / r * G", "G")
+                .replace("alpha / r * B.T", "B.T"),
+                "def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):\n"  # nothing is trained
+                "    U, s, Vt = np.linalg.svd((Y - W @ X) @ np.linalg.pinv(X))\n"
+                "    return (steps > 0) * r / alpha * U[:, :r] * s[:r], Vt[:r]",
             ],
             right=[
                 "def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):\n"
@@ -202,6 +219,12 @@ ANSWERS = {
                 "        A -= rate * grad_A\n"
                 "    return B, A",
                 TRAIN_LORA.format(A="np.random.randn(r, W.shape[1])", update="lowrank.delta(B, A, alpha)", then=""),
+                TRAIN_LORA.format(A="0.01 * np.random.randn(r, W.shape[1])", update="alpha / r * B @ A", then=""),
+                TRAIN_LORA.format(
+                    A=RANDOM_A, update="alpha / r * B @ A", then=""
+                ).replace(  # B first, then A with the new B
+                    "alpha / r * B.T @ G", "alpha / r * (B - rate * alpha / r * G @ A.T).T @ G"
+                ),
             ],
         ),
     },
