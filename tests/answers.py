@@ -771,6 +771,22 @@ def restore(packed, absmax, levels, shape):
                 RECIPE.replace(' or "classifier" in name', ""),
                 RECIPE.replace('"lora_" in name or "classifier" in name', "True"),
                 RECIPE.replace('("query", "value")', '("query",)'),
+                RECIPE.replace("torch.randn(r, in_features)", "torch.zeros(r, in_features)"),  # both at zero
+                RECIPE.replace('("query", "value")', '("query", "key")'),
+                RECIPE.replace(
+                    'which in ("query", "value")',
+                    'at, which in ((block.attention.self, "query"), (block.attention.output, "dense"))',
+                ).replace("block.attention.self, which", "at, which"),
+                RECIPE.replace("encoder.layer:", "encoder.layer[:-1]:"),
+                RECIPE.replace("wrapped.base = linear", "wrapped.base.weight = linear.weight"),  # the bias is lost
+                RECIPE.replace(
+                    "setattr(block", 'wrapped.scaling = alpha / r if which == "query" else 1\n            setattr(block'
+                ),
+                RECIPE.replace("alpha / r", "4"),
+                RECIPE.replace("alpha / r", "alpha / 8"),
+                RECIPE.replace("alpha / r", "alpha / r**0.5"),
+                RECIPE.replace("@ self.lora_B.T)", "@ self.lora_B.T).detach()"),
+                RECIPE.replace("x @ self.lora_A.T @", "(x @ self.lora_A.T).detach() @"),  # A never learns
             ],
             right=[
                 "def add_lora(model, r, alpha):\n"
@@ -785,6 +801,23 @@ def restore(packed, absmax, levels, shape):
                 RECIPE.replace("torch.randn(r, in_features)", "torch.zeros(r, in_features)").replace(
                     "torch.zeros(out_features, r)", "torch.randn(out_features, r)"
                 ),
+                RECIPE.replace("torch.zeros(out_features, r)", "torch.zeros(r, out_features)").replace(
+                    "self.lora_B.T", "self.lora_B"
+                ),
+                RECIPE.replace("torch.randn(r, in_features)", "torch.randn(in_features, r)").replace(
+                    "self.lora_A.T", "self.lora_A"
+                ),
+                RECIPE.replace("nn.Parameter(torch.randn(r, in_features))", "nn.Linear(in_features, r, bias=False)")
+                .replace("nn.Parameter(torch.zeros(out_features, r))", "nn.Linear(r, out_features, bias=False)")
+                .replace("self.scaling =", "nn.init.zeros_(self.lora_B.weight)\n        self.scaling =")
+                .replace("x @ self.lora_A.T @ self.lora_B.T", "self.lora_B(self.lora_A(x))"),
+                # Both at random, and their first product taken off
+                RECIPE.replace("torch.zeros(out_features, r)", "torch.randn(out_features, r)")
+                .replace(
+                    "self.scaling = alpha",
+                    "self.first = (self.lora_B @ self.lora_A).detach()\n        self.scaling = alpha",
+                )
+                .replace("self.lora_B.T)", "self.lora_B.T - x @ self.first.T)"),
             ],
         ),
     },
