@@ -69,6 +69,36 @@ def adapt(
     )
 
 
+def targets(*numbers):
+    """Lesson 04's `per_block` with these numbers."""
+    lists = ("query, value", "dense", "output.dense", "attention.output.dense, key", "query, values")
+    return f"per_block = {dict(zip(lists, numbers, strict=True))}"
+
+
+def threshold(*lines):
+    """Lesson 04's `threshold` with these lines."""
+    return "\n    ".join(("def threshold(certainty, hit, wanted):", *lines))
+
+
+def compare(
+    rates="rates[method]",
+    by="validation",
+    of="np.mean",
+    reported="test",
+    seeds="seeds",
+    difference='means["LoRA"] - means["full"]',
+):
+    """Lesson 04's `compare`, right but for what is given."""
+    return (
+        "def compare(run, rates, seeds):\n"
+        "    means = {}\n"
+        '    for method in ("LoRA", "full"):\n'
+        f'        best = max({rates}, key=lambda rate: run(method, rate, seeds[0])["{by}"])\n'
+        f'        means[method] = {of}([run(method, best, seed)["{reported}"] for seed in {seeds}])\n'
+        f"    return {difference}"
+    )
+
+
 def influence(layers="(at.query, at.value)", on="True", moved="np.abs(now - whole).mean()", back="moved"):
     """Lesson 03's `influence`, right but for what is given."""
     return (
@@ -226,13 +256,41 @@ ANSWERS = {
                 "        if isinstance(module, nn.Linear):\n"
                 "            network[i] = LoRALinear(LoRALinear(module, r, alpha), r, alpha)\n"
                 "    return network",
-            ],
-            right=[
-                "def wrap(network, r, alpha):\n"
-                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)",
+                # a new network: the one that went in is not wrapped
                 "def wrap(network, r, alpha):\n"
                 "    network.requires_grad_(False)\n"
                 "    return nn.Sequential(*(LoRALinear(m, r, alpha) if isinstance(m, nn.Linear) else m for m in network))",
+                "def wrap(network, r, alpha):\n"
+                "    network = copy.deepcopy(network).requires_grad_(False)\n"
+                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)\n"
+                "    return network",
+                # fits the first network alone: its r and alpha, its places
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i, module in enumerate(network):\n"
+                "        if isinstance(module, nn.Linear):\n"
+                "            network[i] = LoRALinear(module, 2, 6)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    network.requires_grad_(False)\n"
+                "    for i in (0, 2, 4):\n"
+                "        network[i] = LoRALinear(network[i], r, alpha)\n"
+                "    return network",
+                # nothing is returned
+                "def wrap(network, r, alpha):\n"
+                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)",
+            ],
+            right=[
+                "def wrap(network, r, alpha):\n"
+                "    lora.inject(network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)], r, alpha)\n"
+                "    return network",
+                "def wrap(network, r, alpha):\n"
+                "    for i in range(len(network)):\n"
+                "        if type(network[i]) is nn.Linear:\n"
+                "            network[i] = LoRALinear(network[i], r, alpha)\n"
+                "    for name, p in network.named_parameters():\n"
+                "        p.requires_grad = 'lora_' in name\n"
+                "    return network",
             ],
         ),
         "ex3": dict(
@@ -266,6 +324,32 @@ ANSWERS = {
                 "        self.base_layer.weight.data += self.scaling * self.lora_B @ self.lora_A\n"
                 "    def unmerge(self):\n"
                 "        self.base_layer.weight.data, self.merged = self.kept.clone(), False",
+                # the factor of one layer, 12 / 4, for all
+                "class Merging(LoRALinear):\n"
+                "    kept = None\n"
+                "    def forward(self, x):\n"
+                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
+                "    def merge(self):\n"
+                "        if self.kept is None:\n"
+                "            self.kept = self.base_layer.weight.data\n"
+                "            self.base_layer.weight.data = self.kept + 3 * (self.lora_B @ self.lora_A).detach()\n"
+                "    def unmerge(self):\n"
+                "        if self.kept is not None:\n"
+                "            self.base_layer.weight.data, self.kept = self.kept, None",
+                # the first update is kept for every later merge
+                "class Merging(LoRALinear):\n"
+                "    kept = update = None\n"
+                "    def forward(self, x):\n"
+                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
+                "    def merge(self):\n"
+                "        if self.kept is None:\n"
+                "            self.kept = self.base_layer.weight.data\n"
+                "            if self.update is None:\n"
+                "                self.update = self.scaling * (self.lora_B @ self.lora_A).detach()\n"
+                "            self.base_layer.weight.data = self.kept + self.update\n"
+                "    def unmerge(self):\n"
+                "        if self.kept is not None:\n"
+                "            self.base_layer.weight.data, self.kept = self.kept, None",
                 # nothing is merged at all
                 "class Merging(LoRALinear):\n    def merge(self):\n        pass\n    def unmerge(self):\n        pass",
                 # the merged weight learns
@@ -310,6 +394,11 @@ ANSWERS = {
                 "times, new_rate = 2**0.5, 3e-4 / 2**0.5",
                 "times, new_rate = 0.5, 1.5e-4",
                 "times, new_rate = 2, 3e-4",
+                "times, new_rate = 1.65, 1.8e-4",
+                "times, new_rate = 2.4, 1.5e-4",
+                "times, new_rate = 0, 1.5e-4",
+                "times, new_rate = -2, 1.5e-4",
+                "times, new_rate = 2, 0",
             ],
             right=["times, new_rate = 2.0, 0.00015", "times, new_rate = 1.98, 1.52e-4"],
         ),
@@ -317,46 +406,68 @@ ANSWERS = {
     "04_roberta_sst2": {
         "ex1": dict(
             wrong=[
-                "lora_only, with_head = 147_456, 739_586",
-                "lora_only, with_head = 294_912, 592_130",
-                "lora_only, with_head = 300_000, 892_130",
+                targets(2, 4, 1, 2, 1),  # with the head's dense; the whole name only
+                targets(2, 3, 1, 2, 1),
+                targets(2, 3, 2, 3, 1),
+                targets(2, 3, 2, 2, 0),
+                targets(2, 3, 2, 2, 2),
+                targets(12, 18, 12, 12, 6),
             ],
-            right=["lora_only, with_head = 294912.0, 887042.0"],
+            right=[targets(2.0, 3.0, 2.0, 2.0, 1.0)],
         ),
         "ex2": dict(
             wrong=[
-                "def report(runs):\n    return max(run['test'] for run in runs)",
-                "def report(runs):\n    return max(run['validation'] for run in runs)",
-                "def report(runs):\n    return runs[1]['test']",
+                threshold("return wanted"),
+                threshold("return np.quantile(certainty, 1 - wanted)"),
+                threshold("return np.sort(certainty)[0]"),
+                threshold("return max(certainty[hit])"),
+                threshold("return min([c for c in certainty if hit[certainty > c].mean() >= wanted], default=None)"),
+                threshold("return min([c for c in certainty if hit[certainty >= c].mean() > wanted], default=None)"),
+                threshold("return max([c for c in certainty if hit[certainty >= c].mean() >= wanted], default=None)"),
+                threshold("return min([c for c, h in zip(certainty, hit) if h and c >= wanted], default=None)"),
+                threshold("return next((c for c in certainty if hit[certainty >= c].mean() >= wanted), None)"),
+                # one by one from the surest down: stops at the first that falls short, and parts equals
+                threshold(
+                    "order, best = np.argsort(-certainty, kind='stable'), None",
+                    "for n, i in enumerate(order, start=1):",
+                    "    if hit[order[:n]].mean() < wanted:",
+                    "        break",
+                    "    best = certainty[i]",
+                    "return best",
+                ),
             ],
-            right=["def report(runs):\n    return sorted((r['validation'], r['test']) for r in runs)[-1][1]"],
+            right=[
+                threshold("return min([c for c in certainty if hit[certainty >= c].mean() >= wanted], default=None)"),
+                threshold(
+                    "values = np.unique(certainty)",
+                    "shares = np.array([np.mean([h for h, c in zip(hit, certainty) if c >= v]) for v in values])",
+                    "return float(values[np.argmax(shares >= wanted)]) if (shares >= wanted).any() else None",
+                ),
+            ],
         ),
         "ex3": dict(
             wrong=[
-                "targets, rank = ['query', 'value'], 10",
-                "targets, rank = ['query', 'key', 'value', 'intermediate.dense'], 8",
-                "targets, rank = ['query', 'key', 'value', 'attention.output.dense'], 1",
-                "targets, rank = ['q_proj', 'k_proj', 'v_proj', 'o_proj'], 5",
-            ],
-            right=["targets, rank = ['query', 'key', 'value', 'attention.output.dense', 'intermediate.dense'], 3"],
-        ),
-        "ex4": dict(
-            wrong=[
-                "def judge(text, doubt=0.6):\n"
-                "    p = training.predict(model, tokenizer, [text])[0]\n"
-                "    return data.LABELS[p.argmin()], float(p.max())",
-                "def judge(text, doubt=0.6):\n"
-                "    p = training.predict(model, tokenizer, [text])[0]\n"
-                "    return data.LABELS[p.argmax()], float(p.max())",
-                "def judge(text, doubt=0.6):\n"
-                "    p = training.predict(model, tokenizer, [text])[0]\n"
-                "    return (int(p.argmax()) if p.max() >= doubt else 'undecided'), float(p.max())",
+                compare(by="test"),
+                compare(of="max"),
+                compare(of="np.median"),
+                compare(seeds="seeds[:1]"),
+                compare(rates='rates["LoRA"]'),
+                compare(reported="validation"),
+                compare(difference='means["full"] - means["LoRA"]'),
+                compare(difference='(means["LoRA"] - means["full"]) / means["full"]'),
+                compare().replace("np.mean", 'max if method == "LoRA" else np.mean'),
+                "def compare(run, rates, seeds):\n    return 0.0",
             ],
             right=[
-                "def judge(text, doubt=0.6):\n"
-                "    negative, positive = training.predict(model, tokenizer, [text])[0]\n"
-                "    word, p = ('positive', positive) if positive > negative else ('negative', negative)\n"
-                "    return ('undecided' if p < doubt else word), p"
+                compare(of="statistics.mean").replace("    means", "    import statistics\n\n    means", 1),
+                # every seed chooses, by the mean on validation
+                "def compare(run, rates, seeds):\n"
+                "    means = []\n"
+                "    for method in rates:\n"
+                "        tried = {rate: [run(method, rate, seed) for seed in seeds] for rate in rates[method]}\n"
+                "        best = max(tried, key=lambda rate: sum(each['validation'] for each in tried[rate]))\n"
+                "        means.append(sum(each['test'] for each in tried[best]) / len(seeds))\n"
+                "    return means[list(rates).index('LoRA')] - means[list(rates).index('full')]",
             ],
         ),
     },
@@ -420,26 +531,130 @@ ANSWERS = {
     "05_four_bits": {
         "ex1": dict(
             wrong=[
+                "comes_back = [1, -0.5, 0, 0]\nwith_outlier = [0, 0, 1, 0]",
+                "comes_back = [0.6, -0.3, 0, 0]\nwith_outlier = [0.6, -0.3, 3.0, 0]",
+                "comes_back = [0.6, -0.3, 0.1, -0.05]\nwith_outlier = [0.6, -0.3, 3.0, -0.05]",
+                "comes_back = [0.6, -0.3, 0, -0.3]\nwith_outlier = [0, 0, 3, 0]",
+                "comes_back = [0.5, -0.5, 0, 0]\nwith_outlier = [0.5, -0.5, 1, 0]",
+                "comes_back = [0.6, -0.3, 0, 0]\nwith_outlier = [0, 0, 3]",
+            ],
+            right=["comes_back, with_outlier = (0.6, -0.3, -0.0, 0), np.array([[0.0, 0, 3, 0]])"],
+        ),
+        "ex2": dict(
+            wrong=[
                 "my_levels = np.linspace(-1, 1, 7)",
                 "my_levels = nf4.nf4_levels()[::2]",
+                "my_levels = bell_levels(3)",
                 "my_levels = np.array([-1, -0.5, -0.25, -0.1, 0, 0.3, 0.6, 1])",
                 "my_levels = np.linspace(-0.9, 0.9, 8)",
                 "my_levels = np.array([-1, -1, -0.6, -0.2, 0.2, 0.6, 1, 1])",
             ],
             right=["my_levels = [1, -1, 5 / 7, -5 / 7, 3 / 7, -3 / 7, 1 / 7, -1 / 7]"],
         ),
-        "ex2": dict(
-            wrong=["saved_gb = 24.2", "saved_gb = 4.06", "saved_gb = 0.373", "saved_gb = '3'"],
-            right=["saved_gb = 65 * 0.373 / 8"],
-        ),
         "ex3": dict(
             wrong=[
-                "def smallest_rank(d):\n    return 4096 // d",
-                "def smallest_rank(d):\n    return 4096 / d",
-                "def smallest_rank(d):\n    return 4096 // d + 1",
-                "def smallest_rank(d):\n    return 11",
+                "saved_gb = 24.2",
+                "saved_gb = 4.06",
+                "saved_gb = 3.047",
+                "saved_gb = 65 / 8 * (32 / 64 - 8 / 64)",
+                "saved_gb = 65 / 8 * (32 / 64 - 8 / 64 - 32 / 256)",
+                "saved_gb = 3",
+                "saved_gb = 2.823",
+                "saved_gb = 0.373",
+                "saved_gb = '3'",
             ],
-            right=["def smallest_rank(d):\n    return next(r for r in range(1, 5000) if r * d >= 4096)"],
+            right=["saved_gb = 65 * 0.373 / 8", "saved_gb = 3.03"],
+        ),
+        "ex4": dict(
+            wrong=[
+                """
+def store(weight, levels):
+    blocks = weight.reshape(-1, 64)
+    absmax = np.abs(blocks).max(axis=1)
+    scaled = (blocks / absmax[:, None]).ravel()
+    codes = np.searchsorted(levels, scaled).clip(0, 15).astype(np.uint8)
+    return codes[::2] << 4 | codes[1::2], absmax
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
+    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return codes[::2] << 4 + codes[1::2], absmax
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
+    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return codes[1::2] << 4 | codes[::2], absmax
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.stack([packed & 15, packed >> 4], axis=1).ravel()
+    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return nf4.pack(codes), absmax
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
+    return (levels[codes] * np.tile(absmax, 64)).reshape(shape)""",
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return codes, absmax
+
+
+def restore(codes, absmax, levels, shape):
+    return nf4.dequantise(codes, absmax, levels, shape)""",
+                """
+def store(weight, levels):
+    blocks = weight.reshape(-1, 64)
+    absmax = blocks.max(axis=1)
+    codes, _ = nf4.quantise(weight, levels)
+    return nf4.pack(codes), absmax
+
+
+def restore(packed, absmax, levels, shape):
+    return nf4.dequantise(nf4.unpack(packed, 2 * packed.size), absmax, levels, shape)""",
+                """
+def store(weight, levels):
+    absmax = np.abs(weight).max()
+    codes, _ = nf4.quantise(weight, levels, weight.size)
+    return nf4.pack(codes), absmax
+
+
+def restore(packed, absmax, levels, shape):
+    return (levels[nf4.unpack(packed, 2 * packed.size)] * absmax).reshape(shape)""",
+            ],
+            right=[
+                """
+def store(weight, levels):
+    codes, absmax = nf4.quantise(weight, levels)
+    return nf4.pack(codes), absmax
+
+
+def restore(packed, absmax, levels, shape):
+    return nf4.dequantise(nf4.unpack(packed, 2 * packed.size), absmax, levels, shape)""",
+                """
+def store(weight, levels):
+    blocks = weight.reshape(-1, 64)
+    absmax = np.maximum(blocks.max(1), -blocks.min(1))
+    codes = np.abs(blocks[..., None] / absmax[:, None, None] - levels).argmin(-1).reshape(-1, 2)
+    return (16 * codes[:, 0] + codes[:, 1]).astype(np.uint8), absmax[:, None]
+
+
+def restore(packed, absmax, levels, shape):
+    codes = np.array([code for byte in packed for code in divmod(int(byte), 16)]).reshape(-1, 64)
+    return (levels[codes] * np.reshape(absmax, (-1, 1))).reshape(shape)""",
+            ],
         ),
     },
     "06_llama2_qlora_sft": {

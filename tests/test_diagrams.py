@@ -161,6 +161,16 @@ DRAWINGS = {
         ["3 weights", "1.23e−07"],
         lambda: diagrams.levels([-1.234e-7, 1.1e-7, 0], [-1, -0.3, 0.3, 1]),
     ),
+    "product": (
+        lambda: diagrams.product([0.12, -0.31, 0.05, 0.24], nf4.nf4_levels(), [1, -2, 0.5, 3]),
+        ["1011 0000, 1001 1110 and absmax 0.31", "−0.31", "times the inputs 1, −2, 0.5, 3", "thrown away"],
+        lambda: diagrams.product([0.12, -0.31, 0.05, 0.24], nf4.nf4_levels(), [1, -2, 0.5, 2]),
+    ),
+    "product of tiny weights": (
+        lambda: diagrams.product([-1.234e-7, 1.1e-7], nf4.nf4_levels(), [-1.234e-7, 0]),
+        ["1.23e−07", "absmax 1.23e−07"],
+        lambda: diagrams.product([-1.234e-7, 1.1e-7], nf4.nf4_levels(), [-1.234e-7, 1]),
+    ),
     "swapping": (
         lambda: diagrams.swapping(("RoBERTa", 42), {"movies": 0.9, "products": 1.2}),
         ["RoBERTa, 42 MB", "movies 0.9 MB", "products 1.2 MB", "together 44 MB", "2 whole models would be 84 MB"],
@@ -394,6 +404,15 @@ def test_codes_and_levels_are_nf4_s():
     assert [(d.center[0] - 53) / 44 for d in dots] == pytest.approx(weights / absmax, abs=1e-6)
 
 
+def test_a_product_is_that_of_the_layer():
+    weights, inputs = [0.12, -0.31, 0.05, 0.24], [1, -2, 0.5, 3]
+    back = nf4.dequantise(*nf4.quantise(weights, nf4.nf4_levels(), 4), nf4.nf4_levels(), (4,), 4)
+    figure, alt = diagrams.product(weights, nf4.nf4_levels(), inputs)
+    assert f"sum: {back @ np.array(inputs):.3g}" in texts(figure) and f"{back[0]:.3g}" in alt
+    packed = nf4.pack(nf4.quantise(weights, nf4.nf4_levels(), 4)[0])
+    assert {f"{byte >> 4:04b} {byte & 15:04b}" for byte in packed} <= set(texts(figure))
+
+
 def test_the_average_is_written():
     figure, _ = diagrams.averaging([[0.25, -0.5, 1], [0.75, -0.1, -2]])
     assert texts(figure)[-3:] == ["0.5", "−0.3", "−0.5"]
@@ -467,6 +486,9 @@ def test_torch_s_tensors_will_do():
         (lambda: diagrams.levels([1], [-2, 2]), "each from -1 to 1"),
         (lambda: diagrams.levels([1], [1]), "2 to 16 levels"),
         (lambda: diagrams.levels("abc", [-1, 1]), "weights must be a list of numbers"),
+        (lambda: diagrams.product([1] * 3, nf4.nf4_levels(), [1] * 3), "2 or 4 weights"),
+        (lambda: diagrams.product([1] * 2, nf4.nf4_levels(), [1]), "an input for each weight, not 1 for 2"),
+        (lambda: diagrams.product([1] * 2, [-1, 1], [1] * 2), "16 levels"),
         (lambda: diagrams.swapping(("a", 0), {"b": 1}), "MB above 0"),
         (lambda: diagrams.swapping(("a", 1), {}), "adapters must be {name: number}"),
         (lambda: diagrams.swapping(("a", 1), {str(i): 1 for i in range(7)}), "1 to 6 adapters"),

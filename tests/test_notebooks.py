@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from statistics import NormalDist
 
 import nbformat
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import forgetting
+from benchmarks import forgetting, record, sentiment
 from tools import lessons
-from utils import ROOT, lora, lowrank, models, profiles, training
+from utils import ROOT, lora, lowrank, models, nf4, profiles, training
 
 PATHS = lessons.lessons()
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
@@ -190,16 +191,67 @@ def test_lesson_03_computes_the_attention_of_the_model():
 
 
 def test_lesson_04_trains_with_the_arguments_of_the_recorded_runs(tmp_path):
+    """Written out in the lesson, kept in utils, and used for the runs that it shows: three times the same."""
+    from datasets import Dataset, DatasetDict
     from transformers import TrainingArguments
 
     profile = profiles.get("cpu")
     names = dict(TrainingArguments=TrainingArguments, profile=profile, training=training, workshop=tmp_path)
     shown = namespace(cell("04_roberta_sst2", "training-arguments").source, **names)["arguments"].to_dict()
     kept = training.training_arguments(profile, shown["output_dir"]).to_dict()
-    only_display = {"disable_tqdm", "logging_dir"}
-    assert {k: v for k, v in shown.items() if k not in only_display} == {
-        k: v for k, v in kept.items() if k not in only_display
-    }
+    rows = Dataset.from_dict(dict(sentence=["a gripping film .", "dull ."], label=[1, 0]))
+    splits = DatasetDict(train=rows, validation=rows, test=rows)
+    built = sentiment.build(profile, "LoRA query+value", sentiment.QV, 0)
+    trainer, _ = sentiment.trainer_for(profile, splits, "LoRA query+value", *built, shown["output_dir"])
+    runs = trainer.args.to_dict()
+    free = {"disable_tqdm", "logging_dir", "save_only_model"}  # what is shown, and what a checkpoint holds
+    shown, kept, runs = ({k: v for k, v in each.items() if k not in free} for each in (shown, kept, runs))
+    assert shown == kept == runs
+    recorded = sentiment.chosen(record.read("sentiment")["runs"], "LoRA query+value")
+    assert shown["learning_rate"] == recorded, "the rate that validation chose"
+
+
+def test_lesson_04_puts_lora_where_the_recorded_runs_do():
+    from peft import LoraConfig, get_peft_model
+
+    profile = profiles.get("smoke")
+    config = namespace(cell("04_roberta_sst2", "config").source, LoraConfig=LoraConfig)["config"]
+    base, _ = models.load_encoder(profile, frozen=True)
+    training.set_seed(0)
+    shown = get_peft_model(base, config)
+    runs, _ = sentiment.build(profile, "LoRA query+value", sentiment.QV, 0)
+    assert shown.peft_config["default"].to_dict() == runs.peft_config["default"].to_dict()
+    for (name, one), (other_name, other) in zip(shown.named_parameters(), runs.named_parameters(), strict=True):
+        assert (name, one.requires_grad) == (other_name, other.requires_grad) and torch.equal(one, other), name
+
+
+def test_lesson_05_writes_out_the_four_bits_of_utils():
+    from transformers import BitsAndBytesConfig
+
+    source = cell("05_four_bits", "config").source.split("\nmodel, tokenizer")[0]
+    shown = namespace(source, BitsAndBytesConfig=BitsAndBytesConfig, training=training)["quantisation"]
+    assert shown.to_dict() == models.four_bits(skip=["classifier"]).to_dict()
+    assert {"load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype"} <= set(re.findall(r"(\w+)=", source))
+
+
+def test_lesson_05_derives_the_levels_and_compresses_the_constants_as_utils_does():
+    source = cell("05_four_bits", "derive").source.split("\nprint(")[0]
+    bell_levels = namespace(source, NormalDist=NormalDist, np=np)["bell_levels"]
+    np.testing.assert_allclose(bell_levels(4), nf4.nf4_levels(), atol=3e-7)
+    for bits in (2, 3, 8):
+        levels = bell_levels(bits)
+        assert (
+            len(levels) == 2**bits
+            and 0 in levels
+            and (levels[0], levels[-1]) == (-1, 1)
+            and (np.diff(levels) > 0).all()
+        )
+    absmax = np.random.default_rng(0).uniform(0.1, 0.8, 512).astype(np.float32)
+    source = cell("05_four_bits", "double").source.split("\nprint(")[0]
+    shown = namespace(source, np=np, nf4=nf4, absmax=absmax)
+    codes, largest, offset = nf4.double_quantise(absmax)
+    assert np.array_equal(shown["small"].ravel(), codes) and shown["offset"] == offset
+    np.testing.assert_allclose(shown["restored"], nf4.double_dequantise(codes, largest, offset), rtol=1e-6)
 
 
 def test_code_hash_sees_code_and_nothing_else():
@@ -228,7 +280,7 @@ def test_outputs_hold_nothing_drawn_anew(name):
 
 # --- the second edition: one question a lesson, the picture first, what only draws is folded ---
 
-SECOND = ("00", "01", "02", "03", "A")  # the lessons that are written anew; the others follow
+SECOND = ("00", "01", "02", "03", "04", "05", "A")  # the lessons that are written anew; 06 follows
 second = pytest.mark.parametrize("name", [name for name in LESSONS if lessons.number(name) in SECOND])
 FOLDED = {
     "setup": "set-up",

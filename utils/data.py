@@ -74,15 +74,46 @@ def load_domain(domain: str):
     """One of the four rated corpora (`DOMAINS`) as a DatasetDict: label = mean rating > 0, undecided ones (|rating| < 0.5) dropped."""
     if domain not in DOMAINS:
         raise ValueError(f"There is no domain {domain!r}; the course has {', '.join(DOMAINS)}.")
+    rows = rated(domain)
+    return split([sentence for sentence, _ in rows], [int(rating > 0) for _, rating in rows])
+
+
+def rated(domain: str) -> list[tuple[str, float]]:
+    """(sentence, mean rating of twenty people, -5 to 5) of each row of a corpus, undecided ones (|rating| < 0.5) left out."""
     from utils import assets
 
-    sentences, labels = [], []
+    rows = []
     for line in (assets.path("sentences") / DOMAINS[domain]).read_text(encoding="utf-8").splitlines():
         _, rating, sentence = line.split("\t", 2)
         if abs(float(rating)) >= 0.5:
-            sentences.append(sentence.strip())
-            labels.append(int(float(rating) > 0))
-    return split(sentences, labels)
+            rows.append((sentence.strip(), float(rating)))
+    return rows
+
+
+def load_records(profile, verbose: bool = True):
+    """Texts of four kinds, each with the JSON record that says its kind and its verdict (`triage`), as a DatasetDict.
+
+    The splits are those of `load_domain`, so no sentence of a test is trained on in another lesson. Columns: `sentence`, `kind`,
+    `label`, and `prompt` and `completion`, each a list of chat messages. `profile.record_rows` is (train, others), None: all.
+    """
+    from datasets import Dataset, DatasetDict
+
+    from utils import triage
+
+    parts = {"train": [], "validation": [], "test": []}
+    for domain, kind in triage.KINDS.items():
+        for name, part in load_domain(domain).items():
+            for sentence, label in zip(part["sentence"], part["label"], strict=True):
+                answer = [dict(role="assistant", content=triage.wanted(kind, label))]
+                row = dict(sentence=sentence, kind=kind, label=label)
+                parts[name].append(row | dict(prompt=triage.prompt(sentence), completion=answer))
+    for name, part in parts.items():  # in the order of a hash, so the first n are a fair sample of all four
+        limit = profile.record_rows[name != "train"]
+        part.sort(key=lambda row: place_of(normalise(row["sentence"])))
+        parts[name] = Dataset.from_list(part[:limit])
+    if verbose:
+        print("Texts with their records: " + ", ".join(f"{len(part):,} {name}" for name, part in parts.items()) + ".")
+    return DatasetDict(parts)
 
 
 def place_of(key: str) -> float:

@@ -397,6 +397,47 @@ def levels(weights, levels):
     return page.done(bottom + 10, told)
 
 
+def product(weights, levels, inputs):
+    """One row of a four-bit layer at work: bytes to codes, codes to levels, times absmax, times the inputs, and the sum.
+
+    weights: 2 or 4 numbers, one block; levels: 16 numbers from -1 to 1, as from nf4.nf4_levels(); inputs: as many as weights.
+    """
+    weights, levels, inputs = (
+        array(name, given, 1) for name, given in dict(weights=weights, levels=levels, inputs=inputs).items()
+    )
+    count = len(weights)
+    need(count in (2, 4), f"product() draws 2 or 4 weights, for two codes make a byte; not {count}.")
+    need(len(inputs) == count, f"product() needs an input for each weight, not {len(inputs)} for {count}.")
+    need(len(levels) == 16 and np.abs(levels).max() <= 1, "product() needs 16 levels, each from -1 to 1.")
+    codes, (absmax,) = nf4.quantise(weights, levels, block=4)
+    bits, back = [f"{code:04b}" for code in codes], levels[codes] * absmax
+    bytes_, total = [f"{a} {b}" for a, b in zip(bits[::2], bits[1::2], strict=True)], number(back @ inputs)
+    page, columns = Page(), [46 + 15.5 * i for i in range(count)]
+    page.text(2, 3, f"stored: {many(count // 2, 'byte')}, and absmax {number(absmax)}", bold=True, ha="left")
+    for i, byte in enumerate(bytes_):
+        page.box(39 + 31 * i, 6, 29.5, 7, byte, FROZEN, bold=True)
+    table = {"the level of each code": map(number, levels[codes]), "× absmax: weights": map(number, back)}
+    table["× inputs"] = map(number, inputs)
+    y = 18
+    for step, row in table.items():
+        page.text(2, y + 11, step, ha="left", room=34)
+        for x, value in zip(columns, row, strict=True):
+            page.arrow((x, y - 5), (x, y + 7.5))
+            page.box(x - 6.5, y + 7.5, 13, 7, value, "white" if step == "× inputs" else plots.SKY)
+        y += 19.5
+    end = columns[-1] + 6.5
+    for x in columns:
+        page.arrow((x, y - 5), (x, y + 1))
+    page.box(39.5, y + 1, end - 39.5, 7, f"sum: {total}", bold=True, size=LARGE)
+    page.text(2, y + 12, "only the bytes and absmax stay in memory", ha="left")
+    ends = ", ".join(map(number, back))
+    told = f"One row of a layer in four bits. Stored are {', '.join(bytes_)} and absmax {number(absmax)}. For one product the codes "
+    told += f"become levels, {', '.join(map(number, levels[codes]))}; times absmax they are the weights {ends}; times the inputs "
+    return page.done(
+        y + 15, f"{told}{', '.join(map(number, inputs))} they add up to {total}. Then the weights are thrown away."
+    )
+
+
 def step(training):
     """{moment: {part: bytes}} of a training step after the first, from `planner.plan(...).training`, for `memory`."""
     more = {"before": (), "forward pass": ("activations",), "backward pass": ("activations", "gradients")}

@@ -37,6 +37,8 @@ class Profile:
     instruction_length: int  # tokens
     instruction_rate: float  # QLoRA's learning rate
     answer_tokens: int  # the longest answer that is generated
+    record_rows: tuple[int | None, int | None]  # of lesson 06's texts: train, validation and test
+    record_rate: float  # their learning rate; tuned in benchmarks/triage.py
 
     @property
     def build(self) -> Path:
@@ -59,6 +61,7 @@ _LOCAL = dict(
     instruction_batch=8,
     instruction_length=256,
     instruction_rate=1e-3,
+    record_rate=1e-3,
 )
 
 PROFILES = {
@@ -73,6 +76,7 @@ PROFILES = {
             instruction_rows=(16, 6),
             answer_tokens=24,
             instruction_epochs=1,
+            record_rows=(32, 16),
             **_LOCAL,
         ),
         Profile(
@@ -84,6 +88,7 @@ PROFILES = {
             instruction_rows=(240, None),
             answer_tokens=80,
             instruction_epochs=1,
+            record_rows=(480, None),
             **_LOCAL,
         ),
         Profile(
@@ -109,6 +114,8 @@ PROFILES = {
             instruction_batch=4,
             instruction_length=512,
             instruction_rate=2e-4,
+            record_rows=(None, None),
+            record_rate=2e-4,
         ),
     )
 }
@@ -151,7 +158,9 @@ def apply(profile: Profile, seed: int = 0) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns after every fork otherwise
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on every load; errors still show
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Harmless, and not ours to mend: PEFT reads an attribute that transformers renamed; bitsandbytes looks for a kernel on a hub.
+    # Harmless, and not ours to mend: PEFT reads an attribute that transformers renamed; bitsandbytes looks for a kernel on a hub,
+    # and says of each layer in eight bits that it computes in fp16.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for place in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{place}").setLevel(logging.ERROR)
     random.seed(seed)

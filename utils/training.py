@@ -160,15 +160,33 @@ def predict(model, tokenizer, sentences, batch_size: int = 64, max_length: int =
     return np.stack(rows)
 
 
-def answer(model, tokenizer, messages, answer_tokens: int) -> str:
-    """What a chat model says after `messages`, in at most so many tokens; greedily, so the same each time."""
-    import torch
+def answers(model, tokenizer, prompts, answer_tokens: int, batch_size: int = 32) -> list[tuple[str, bool]]:
+    """What a chat model says to each of `prompts`, lists of messages, and whether it stopped by itself within `answer_tokens`.
 
-    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-    asked = asked.to(model.device)
-    with torch.inference_mode():
-        ids = model.generate(**asked, max_new_tokens=answer_tokens, do_sample=False, use_cache=True)
-    return tokenizer.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    Greedily, so the same each time.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    model.eval()
+    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: less padding
+    told = [None] * len(texts)
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc="answers", disable=len(starts) < 2):
+        rows = order[start : start + batch_size]
+        batch = tokenizer(
+            [texts[i] for i in rows],
+            padding=True,
+            padding_side="left",  # generation goes on at the right end, and not from padding
+            add_special_tokens=False,  # the template has brought them
+            return_tensors="pt",
+        ).to(model.device)
+        with torch.inference_mode():
+            ids = model.generate(**batch, max_new_tokens=answer_tokens, do_sample=False, use_cache=True)
+        for i, new in zip(rows, ids[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            told[i] = (tokenizer.decode(new, skip_special_tokens=True).strip(), tokenizer.eos_token_id in new)
+    return told
 
 
 class Meter:
