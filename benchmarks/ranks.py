@@ -4,7 +4,7 @@
     python -m benchmarks.ranks --table    # print what is recorded
 
 Lesson 01 shows these runs beside those of benchmarks/sentiment.py, which has r = 8 and, as r = 0, the head alone. Alpha and the
-learning rate are the same at every rank: those that were the best there at r = 8. One seed.
+learning rate are the same at every rank: the rate that was the best there at r = 8, and the one alpha tried there, 16. One seed.
 """
 
 import argparse

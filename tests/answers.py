@@ -69,6 +69,36 @@ def adapt(
     )
 
 
+def targets(*numbers):
+    """Lesson 04's `per_block` with these numbers."""
+    lists = ("query, value", "dense", "output.dense", "attention.output.dense, key", "query, values")
+    return f"per_block = {dict(zip(lists, numbers, strict=True))}"
+
+
+def threshold(*lines):
+    """Lesson 04's `threshold` with these lines."""
+    return "\n    ".join(("def threshold(certainty, hit, wanted):", *lines))
+
+
+def compare(
+    rates="rates[method]",
+    by="validation",
+    of="np.mean",
+    reported="test",
+    seeds="seeds",
+    difference='means["LoRA"] - means["full"]',
+):
+    """Lesson 04's `compare`, right but for what is given."""
+    return (
+        "def compare(run, rates, seeds):\n"
+        "    means = {}\n"
+        '    for method in ("LoRA", "full"):\n'
+        f'        best = max({rates}, key=lambda rate: run(method, rate, seeds[0])["{by}"])\n'
+        f'        means[method] = {of}([run(method, best, seed)["{reported}"] for seed in {seeds}])\n'
+        f"    return {difference}"
+    )
+
+
 def influence(layers="(at.query, at.value)", on="True", moved="np.abs(now - whole).mean()", back="moved"):
     """Lesson 03's `influence`, right but for what is given."""
     return (
@@ -108,6 +138,7 @@ ANSWERS = {
                 "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 1, 6, 6",
                 "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 50, 1, 50, 50",
                 "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 10, 3, 6",
+                "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 0, 3, 6",
                 "rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3, 1, 3, 3",
             ],
             right=["rank_P, rank_Q, rank_P_plus_P, rank_P_plus_R = 3.0, np.int64(1), 3.0, 6.0"],
@@ -126,6 +157,10 @@ ANSWERS = {
                 "    v = np.square(values)\n"
                 "    return next(r for r in range(1, len(v) + 1) if v[r:].sum() <= error * v.sum())",
                 "def rank_for(values, error):\n    return 54",
+                "def rank_for(values, error):\n"  # below in place of at most
+                "    return next(r for r in range(1, len(values) + 1) if lowrank.tail_error(values, r) < error)",
+                "def rank_for(values, error):\n"  # no whole number
+                "    return sum(lowrank.tail_error(values, r) > error for r in range(len(values))) + 0.5",
             ],
             right=[
                 "def rank_for(values, error):\n"
@@ -136,6 +171,9 @@ ANSWERS = {
                 "def rank_for(values, error):\n"
                 "    missed = [np.linalg.norm(values[r:]) for r in range(len(values) + 1)]\n"
                 "    return next(r for r, norm in enumerate(missed) if norm <= error * missed[0])",
+                "def rank_for(values, error):\n"  # squares them in place
+                "    values *= values\n"
+                "    return next(r for r in range(1, len(values) + 1) if values[r:].sum() <= error**2 * values.sum())",
             ],
         ),
         "ex3": dict(
@@ -145,6 +183,7 @@ ANSWERS = {
                 "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 0, 2.5, 0",
                 "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 2.5, 2.5, 2.5",
                 "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = 4.5, 4.5, 6.5",
+                "left_r1_alpha16, left_r1_alpha1, left_r2_alpha16 = np.nan, 2.5, np.nan",
             ],
             right=[
                 "left_r1_alpha16 = left_r1_alpha1 = 2.5\nleft_r2_alpha16 = np.float32(0.5)",
@@ -160,6 +199,14 @@ ANSWERS = {
                 TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("B - rate", "B + rate"),
                 TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("np.zeros", "np.ones"),
                 TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="        break\n"),
+                TRAIN_LORA.format(A="np.ones((r, W.shape[1]))", update="alpha / r * B @ A", then=""),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="").replace("alpha / r * G", "G"),
+                TRAIN_LORA.format(A=RANDOM_A, update="alpha / r * B @ A", then="")  # from both gradients
+                .replace("alpha / r * G", "G")
+                .replace("alpha / r * B.T", "B.T"),
+                "def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):\n"  # nothing is trained
+                "    U, s, Vt = np.linalg.svd((Y - W @ X) @ np.linalg.pinv(X))\n"
+                "    return (steps > 0) * r / alpha * U[:, :r] * s[:r], Vt[:r]",
             ],
             right=[
                 "def train_lora(W, X, Y, r, alpha, steps=3000, rate=0.02):\n"
@@ -172,6 +219,12 @@ ANSWERS = {
                 "        A -= rate * grad_A\n"
                 "    return B, A",
                 TRAIN_LORA.format(A="np.random.randn(r, W.shape[1])", update="lowrank.delta(B, A, alpha)", then=""),
+                TRAIN_LORA.format(A="0.01 * np.random.randn(r, W.shape[1])", update="alpha / r * B @ A", then=""),
+                TRAIN_LORA.format(
+                    A=RANDOM_A, update="alpha / r * B @ A", then=""
+                ).replace(  # B first, then A with the new B
+                    "alpha / r * B.T @ G", "alpha / r * (B - rate * alpha / r * G @ A.T).T @ G"
+                ),
             ],
         ),
     },
@@ -376,46 +429,68 @@ ANSWERS = {
     "04_roberta_sst2": {
         "ex1": dict(
             wrong=[
-                "lora_only, with_head = 147_456, 739_586",
-                "lora_only, with_head = 294_912, 592_130",
-                "lora_only, with_head = 300_000, 892_130",
+                targets(2, 4, 1, 2, 1),  # with the head's dense; the whole name only
+                targets(2, 3, 1, 2, 1),
+                targets(2, 3, 2, 3, 1),
+                targets(2, 3, 2, 2, 0),
+                targets(2, 3, 2, 2, 2),
+                targets(12, 18, 12, 12, 6),
             ],
-            right=["lora_only, with_head = 294912.0, 887042.0"],
+            right=[targets(2.0, 3.0, 2.0, 2.0, 1.0)],
         ),
         "ex2": dict(
             wrong=[
-                "def report(runs):\n    return max(run['test'] for run in runs)",
-                "def report(runs):\n    return max(run['validation'] for run in runs)",
-                "def report(runs):\n    return runs[1]['test']",
+                threshold("return wanted"),
+                threshold("return np.quantile(certainty, 1 - wanted)"),
+                threshold("return np.sort(certainty)[0]"),
+                threshold("return max(certainty[hit])"),
+                threshold("return min([c for c in certainty if hit[certainty > c].mean() >= wanted], default=None)"),
+                threshold("return min([c for c in certainty if hit[certainty >= c].mean() > wanted], default=None)"),
+                threshold("return max([c for c in certainty if hit[certainty >= c].mean() >= wanted], default=None)"),
+                threshold("return min([c for c, h in zip(certainty, hit) if h and c >= wanted], default=None)"),
+                threshold("return next((c for c in certainty if hit[certainty >= c].mean() >= wanted), None)"),
+                # one by one from the surest down: stops at the first that falls short, and parts equals
+                threshold(
+                    "order, best = np.argsort(-certainty, kind='stable'), None",
+                    "for n, i in enumerate(order, start=1):",
+                    "    if hit[order[:n]].mean() < wanted:",
+                    "        break",
+                    "    best = certainty[i]",
+                    "return best",
+                ),
             ],
-            right=["def report(runs):\n    return sorted((r['validation'], r['test']) for r in runs)[-1][1]"],
+            right=[
+                threshold("return min([c for c in certainty if hit[certainty >= c].mean() >= wanted], default=None)"),
+                threshold(
+                    "values = np.unique(certainty)",
+                    "shares = np.array([np.mean([h for h, c in zip(hit, certainty) if c >= v]) for v in values])",
+                    "return float(values[np.argmax(shares >= wanted)]) if (shares >= wanted).any() else None",
+                ),
+            ],
         ),
         "ex3": dict(
             wrong=[
-                "targets, rank = ['query', 'value'], 10",
-                "targets, rank = ['query', 'key', 'value', 'intermediate.dense'], 8",
-                "targets, rank = ['query', 'key', 'value', 'attention.output.dense'], 1",
-                "targets, rank = ['q_proj', 'k_proj', 'v_proj', 'o_proj'], 5",
-            ],
-            right=["targets, rank = ['query', 'key', 'value', 'attention.output.dense', 'intermediate.dense'], 3"],
-        ),
-        "ex4": dict(
-            wrong=[
-                "def judge(text, doubt=0.6):\n"
-                "    p = training.predict(model, tokenizer, [text])[0]\n"
-                "    return data.LABELS[p.argmin()], float(p.max())",
-                "def judge(text, doubt=0.6):\n"
-                "    p = training.predict(model, tokenizer, [text])[0]\n"
-                "    return data.LABELS[p.argmax()], float(p.max())",
-                "def judge(text, doubt=0.6):\n"
-                "    p = training.predict(model, tokenizer, [text])[0]\n"
-                "    return (int(p.argmax()) if p.max() >= doubt else 'undecided'), float(p.max())",
+                compare(by="test"),
+                compare(of="max"),
+                compare(of="np.median"),
+                compare(seeds="seeds[:1]"),
+                compare(rates='rates["LoRA"]'),
+                compare(reported="validation"),
+                compare(difference='means["full"] - means["LoRA"]'),
+                compare(difference='(means["LoRA"] - means["full"]) / means["full"]'),
+                compare().replace("np.mean", 'max if method == "LoRA" else np.mean'),
+                "def compare(run, rates, seeds):\n    return 0.0",
             ],
             right=[
-                "def judge(text, doubt=0.6):\n"
-                "    negative, positive = training.predict(model, tokenizer, [text])[0]\n"
-                "    word, p = ('positive', positive) if positive > negative else ('negative', negative)\n"
-                "    return ('undecided' if p < doubt else word), p"
+                compare(of="statistics.mean").replace("    means", "    import statistics\n\n    means", 1),
+                # every seed chooses, by the mean on validation
+                "def compare(run, rates, seeds):\n"
+                "    means = []\n"
+                "    for method in rates:\n"
+                "        tried = {rate: [run(method, rate, seed) for seed in seeds] for rate in rates[method]}\n"
+                "        best = max(tried, key=lambda rate: sum(each['validation'] for each in tried[rate]))\n"
+                "        means.append(sum(each['test'] for each in tried[best]) / len(seeds))\n"
+                "    return means[list(rates).index('LoRA')] - means[list(rates).index('full')]",
             ],
         ),
     },

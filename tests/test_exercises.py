@@ -96,7 +96,7 @@ def answer(model, prompts, **_):
     [
         ("02_lora_layer", "loss at the end over the least that rank 4 allows"),
         ("03_roberta_by_hand", "trained tensors that stayed, or frozen ones that moved"),
-        ("04_roberta_sst2", "B has left zero"),
+        ("04_roberta_sst2", "LoRA layers whose B is still zero"),
         ("06_llama2_qlora_sft", "held-out loss, adapted over base"),
     ],
 )

@@ -17,6 +17,7 @@ import torch
 from IPython import display as ipython
 from IPython.display import Markdown
 from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
 
 import utils
 from utils import adapters, assets, checks, models, plots, profiles, training
@@ -299,6 +300,43 @@ def test_training_arguments_follow_the_profile(name, tmp_path):
     assert arguments.learning_rate == profile.learning_rate
     assert arguments.per_device_train_batch_size == profile.batch_size
     assert arguments.report_to == []
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path):
+    """As lesson 04 says: four steps, then the rest from the checkpoint, end at the weights of eight in one go."""
+    from benchmarks import sentiment
+    from utils import data
+
+    profile = profiles.get("smoke")
+    splits = data.load_sentiment(profile, verbose=False)
+    small = type(splits)({name: split.select(range(64)) for name, split in splits.items()})
+
+    def run(folder, stop=None, resume=None):
+        built = sentiment.build(profile, "LoRA query+value", sentiment.QV, 0)
+        options = dict(
+            max_steps=8, save_strategy="steps", save_steps=4, eval_strategy="no", load_best_model_at_end=False
+        )
+        options |= dict(per_device_train_batch_size=8, save_only_model=False, logging_strategy="no")
+        trainer, _ = sentiment.trainer_for(profile, small, "LoRA query+value", *built, tmp_path / folder, **options)
+        if stop:
+            trainer.add_callback(Stop(stop))
+        trainer.train(resume_from_checkpoint=resume)
+        return torch.cat([p.detach().flatten() for name, p in built[0].named_parameters() if "lora_B" in name])
+
+    whole = run("whole")
+    stopped = run("stopped", stop=4)
+    torch.testing.assert_close(run("stopped", resume=True), whole, rtol=0, atol=1e-6)
+    assert not torch.allclose(stopped, whole, atol=1e-4)
+
+
+class Stop(TrainerCallback):
+    """End a run after a number of steps, as a power cut would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.step
 
 
 def test_precision_names_what_the_machine_computes_in():

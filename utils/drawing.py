@@ -54,7 +54,7 @@ class Page:
         self.axes.add_patch(FancyArrowPatch(path=Path(points), arrowstyle=style, **line))
 
     def cells(self, x, y, values, width, height, most=None, form="") -> None:
-        """Numbers as colours, deeper the larger, blue above zero, red below; their signs are written in, or they in `form`."""
+        """Numbers as colours, deeper the larger, blue above zero, orange below; their signs are written in, or they in `form`."""
         values = np.atleast_2d(values)
         most = most or np.abs(values).max() or 1
         for (i, j), value in np.ndenumerate(values):
