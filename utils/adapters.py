@@ -155,7 +155,8 @@ class Chat:
 
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"The question is {question!r}; pass one text that is not empty.")
-        return training.answer(self.model, self.tokenizer, [dict(role="user", content=question)], self.answer_tokens)
+        asked = [dict(role="user", content=question)]
+        return training.answers(self.model, self.tokenizer, [asked], self.answer_tokens)[0][0]
 
 
 def merged_encoder(profile, folder, num_labels: int | None = None, **config):

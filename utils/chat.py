@@ -508,8 +508,8 @@ def judge(
     asked = rows[:answers]
 
     def heard():
-        said = [training.answer(model, tokenizer, row["prompt"], answer_tokens) for row in asked]
-        return _losses(model, dressed), said
+        said = training.answers(model, tokenizer, [row["prompt"] for row in asked], answer_tokens)
+        return _losses(model, dressed), [text for text, _ in said]
 
     was = model.training
     model.eval()
