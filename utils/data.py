@@ -79,7 +79,7 @@ def load_domain(domain: str):
 
 
 def rated(domain: str) -> list[tuple[str, float]]:
-    """(sentence, mean rating of twenty people, -5 to 5) of each row of a corpus, undecided ones (|rating| < 0.5) left out."""
+    """(sentence, mean rating of fifteen people or more, -4 to 4) of each row of a corpus, undecided ones (|rating| < 0.5) left out."""
     from utils import assets
 
     rows = []
