@@ -8,6 +8,7 @@ that lesson 04's classifier was tested on, and the first rows of the other kinds
 """
 
 import argparse
+import collections
 import json
 import math
 import tempfile
@@ -15,7 +16,7 @@ import tempfile
 from benchmarks import record, sentiment
 from utils import ROOT
 
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
 CHOOSING = 200  # validation rows by which a rate is chosen, 60 by which a way to ask is
 ASKING = 60
@@ -235,9 +236,9 @@ def due() -> list[str]:
 
 
 def chosen(runs: list) -> float:
-    """The rate with the best validation verdicts, the first of equals."""
+    """The rate with the best validation verdicts; kinds decide between equals."""
     tried = [run for run in runs if run["name"].startswith("rate")]
-    return max(tried, key=lambda run: run["verdict"])["rate"]
+    return max(tried, key=lambda run: (run["verdict"], run["kind"]))["rate"]
 
 
 def best_ask(runs: list) -> dict:
@@ -300,6 +301,8 @@ class Runs:
         if not self.kept:
             self.kept = dict(origin=record.origin(decides, canary(self.profile, self.rows)), due=due(), runs=[])
         self.few = self.rows["test"].select(range(FEW))
+        seeds = collections.Counter(test_rows(self.rows)["kind"])
+        self.kept["kinds"] = dict(few=self.few["kind"][:], seeds=dict(seeds))
 
     def waiting(self, *names: str) -> bool:
         return bool(set(names) - record.held(self.kept))
@@ -397,6 +400,95 @@ class Runs:
         return data.load_records(dataclasses.replace(self.profile, record_rows=(None, None)), verbose=False)[part]
 
 
+def on_films(run: dict, kinds):
+    """For each film review that a run answered, whether its verdict was right; kinds: of the rows that it answered, an array."""
+    return sentiment.unpacked(dict(right=run["right_verdict"]), run["rows"])[kinds[: run["rows"]] == "film"]
+
+
+def answered_kinds(kept: dict) -> dict:
+    """{name of a run: kind of each row that it answered, an array}, of all runs on test rows."""
+    import numpy as np
+
+    from utils import triage
+
+    few, all_films = np.array(kept["kinds"]["few"]), kept["kinds"]["seeds"]
+    seeds = np.repeat([*triage.KINDS.values()], [all_films[kind] for kind in triage.KINDS.values()])
+    runs = [
+        run["name"] for run in kept["runs"] if "right_kind" in run and run["name"].split(",")[0] not in ("rate", "ask")
+    ]
+    return {name: seeds if name.startswith("seed") else few for name in runs}
+
+
+# How a run is called in lesson 06's table
+SHOWN = {
+    "base, 4 bits, free": "base, 4 bits, as trained",
+    "base, 4 bits, eight records": "base, 4 bits, one of eight",
+    "base, 16 bits, free": "base, 16 bits, as trained",
+    "base, 16 bits, eight records": "base, 16 bits, one of eight",
+    "best ask, free": "base, 16 bits, at its best",
+    "best ask, eight records": "at its best, one of eight",
+}
+
+
+def summary(kept: dict, classifier: dict):
+    """Lesson 06's table: valid answers, right verdicts on film reviews with their 95 % interval, kinds as the mean over the four."""
+    import numpy as np
+    import pandas as pd
+
+    kinds, runs, rows = answered_kinds(kept), {run["name"]: run for run in kept["runs"]}, {}
+
+    def kind_share(name: str) -> float:
+        right, own = sentiment.unpacked(dict(right=runs[name]["right_kind"]), runs[name]["rows"]), kinds[name]
+        return float(np.mean([right[own == kind].mean() for kind in dict.fromkeys(own)]))
+
+    def row(names: list[str]) -> dict:
+        shares = [float(on_films(runs[name], kinds[name]).mean()) for name in names]
+        low, high = sentiment.interval(shares, int((kinds[names[0]] == "film").sum()))
+        valid, kind = (float(np.mean(x)) for x in ([runs[n]["valid"] for n in names], [*map(kind_share, names)]))
+        return {"valid": valid, "verdict, films": float(np.mean(shares)), "from": low, "to": high, "kind": kind}
+
+    for name, shown in SHOWN.items():
+        rows[shown] = row([name])
+    rows["adapted, 4 bits, three seeds"] = row([named("seed", seed) for seed in SEEDS])
+    theirs = sentiment.summary(classifier)[CLASSIFIER]
+    low, high = theirs["interval"]
+    rows["lesson 04's classifier"] = {"verdict, films": theirs["mean"], "from": low, "to": high}
+    return pd.DataFrame(rows).T[["valid", "verdict, films", "from", "to", "kind"]]
+
+
+CLASSIFIER = "LoRA query+value"
+
+
+def films(kept: dict) -> float:
+    """The adapted model's share of right verdicts on all film reviews of the test, the mean of the seeds."""
+    return sum(map(float, map(sum, seeds_on_films(kept)))) / sum(map(len, seeds_on_films(kept)))
+
+
+def seeds_on_films(kept: dict) -> list:
+    """For each seed, whether each film review's verdict was right."""
+    kinds, runs = answered_kinds(kept), {run["name"]: run for run in kept["runs"]}
+    return [on_films(runs[named("seed", seed)], kinds[named("seed", seed)]) for seed in SEEDS]
+
+
+def against_classifier(kept: dict, classifier: dict) -> tuple[float, tuple[float, float]]:
+    """Right verdicts of the adapted model minus those of lesson 04's classifier on the same reviews: mean, and its interval."""
+    rate = sentiment.summary(classifier)[CLASSIFIER]["learning_rate"]
+    theirs = [
+        sentiment.unpacked(run, classifier["test_rows"]) for run in sentiment.of(classifier["runs"], CLASSIFIER, rate)
+    ]
+    ours = seeds_on_films(kept)
+    gap = sum(a.mean() - b.mean() for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    return float(gap), sentiment.paired(ours, theirs)
+
+
+def same_rows(kept: dict) -> tuple[float, dict]:
+    """Right verdicts of the first seed on those texts that the mixed run answered and the seeds too (films); the mixed run there."""
+    kinds, runs = answered_kinds(kept), {run["name"]: run for run in kept["runs"]}
+    mixed = on_films(runs[named("mixed", 0)], kinds[named("mixed", 0)])
+    first = seeds_on_films(kept)[0][: len(mixed)]  # in the same order: that of a hash
+    return float(first.mean()), dict(rows=len(mixed), verdict=float(mixed.mean()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only print what is recorded")
@@ -405,6 +497,7 @@ def main() -> None:
     runs = Runs()
     for step in (runs.rates, runs.seeds, runs.bases, runs.asks, runs.remedy, runs.strength):
         step()
+    record.write("triage", runs.kept)
     table(runs.kept)
 
 

@@ -53,6 +53,14 @@ PADDED = [["<s>", "Good", "</s>", "<pad>"], ["<s>", "Not", "bad", "</s>"]]
 ADAPTERS = {"movies": 0.9, "products": 1.2, "an adapter whose name is far too long for it": 0.6, "tweets": 0.9}
 TRAINING = planner.plan("roberta-base", r=8, bits=16, seq=128, batch=16).training
 FULL = planner.plan("llama-2-7b", r=None, bits=16).training
+LLAMA = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (576, 576)) | dict.fromkeys(
+    ("k_proj", "v_proj"), (192, 576)
+)
+LLAMA |= dict.fromkeys(("gate_proj", "up_proj"), (1536, 576)) | {"down_proj": (576, 1536)}
+LARGEST = {
+    name: (8192 if outputs == 576 else 1024 if outputs == 192 else 28672, 8192) for name, (outputs, _) in LLAMA.items()
+}
+LARGEST |= {"down_proj": (8192, 28672)}  # Llama-2-70B's
 
 # {name: (drawing, what its words must name, the same with one number changed)}
 DRAWINGS = {
@@ -115,6 +123,21 @@ DRAWINGS = {
         lambda: diagrams.block(4, 4, 4, ("intermediate", "output")),
         ["width 4", "rank 4"],
         lambda: diagrams.block(4, 8, 4, ("intermediate", "output")),
+    ),
+    "matrices": (
+        lambda: diagrams.matrices(LLAMA, 8),
+        ["q_proj 576 × 576", "k_proj 192 × 576", "gate_proj 1536 × 576", "down_proj 576 × 1536", "rank 8"],
+        lambda: diagrams.matrices(LLAMA, 64),
+    ),
+    "matrices at their largest": (
+        lambda: diagrams.matrices(LARGEST, 8),
+        ["k_proj 1024 × 8192", "down_proj 8192 × 28672"],
+        lambda: diagrams.matrices(LARGEST | {"q_proj": (4096, 8192)}, 8),
+    ),
+    "one matrix": (
+        lambda: diagrams.matrices({"W": (4, 6)}, 2, rows=[1]),
+        ["W 4 × 6", "rank 2"],
+        lambda: diagrams.matrices({"W": (6, 4)}, 2, rows=[1]),
     ),
     "adapter": (
         lambda: diagrams.adapter(6, 6, 1, 2),
@@ -371,6 +394,14 @@ def test_lora_stands_at_the_targets(targets):
     assert {t.get_text() for t in figure.axes[0].texts if t.get_weight() == "bold"} == {*targets}
 
 
+def test_a_llama_s_matrices_are_true_to_scale_and_have_lora():
+    figure, _ = diagrams.matrices(LLAMA, 8)
+    drawn = np.array([(patch.get_height(), patch.get_width()) for patch in filled(figure, plots.TINT)])
+    np.testing.assert_allclose(drawn / drawn[0, 0] * 576, [*LLAMA.values()])
+    assert len(filled(figure, plots.ORANGE)) == 2 * len(LLAMA) + 1  # and the legend's
+    assert {t.get_text() for t in figure.axes[0].texts if t.get_weight() == "bold"} == {*LLAMA}
+
+
 def test_areas_are_true_to_sizes():
     figure, _ = diagrams.swapping(("base", 100), {"a": 4, "b": 1})
     (base,), (b, a) = filled(figure, plots.TINT), filled(figure, plots.ORANGE)
@@ -472,6 +503,12 @@ def test_torch_s_tensors_will_do():
         (lambda: diagrams.block(6, 24, 7, "query"), "r=7, but these matrices have a rank of at most 6"),
         (lambda: diagrams.block(0, 3072), "d=0, but it must be a whole number from 1"),
         (lambda: diagrams.block(768, 3072.0), "inner=3072.0"),
+        (lambda: diagrams.matrices({"W": (4, 6)}, 5, [1]), "r=5, but the smallest matrix has a rank of at most 4"),
+        (lambda: diagrams.matrices({"W": (4, 6)}, 1), r"has \[4, 3\] for 1"),
+        (lambda: diagrams.matrices({}, 1, [0]), r"has \[0\] for 0"),
+        (lambda: diagrams.matrices({"W": (0, 6)}, 1, [1]), "W=0, but it must be a whole number from 1"),
+        (lambda: diagrams.matrices({"W": (4, 6, 2)}, 1, [1]), "a matrix has two sides"),
+        (lambda: diagrams.matrices({"W": (4, 6)}, 0, [1]), "r=0, but it must be"),
         (lambda: diagrams.adapter(6, 4, 5), "r=5, but the rank must be a whole number from 1 to 4"),
         (lambda: diagrams.adapter(6, 4, True), "r=True"),
         (lambda: diagrams.adapter(6, 4, 1, 0), "alpha=0, but"),

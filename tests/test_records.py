@@ -15,6 +15,7 @@ from benchmarks import ask, forgetting, four_bits, gpu, lora_layer, memory, rank
 from utils import ROOT, data, profiles
 
 RECORDS = ("ask", "forgetting", "four_bits", "gpu", "lora_layer", "memory", "ranks", "sentiment", "sft")
+BEGUN = ("triage",)  # under way for the first time; no lesson shows it yet
 NO_LOSSES = ("gpu", "memory")  # measurements, with nothing that a canary could follow
 
 
@@ -59,7 +60,7 @@ def faults(name: str, kept: dict, values: dict) -> list[str]:
 
 def test_every_record_is_there_and_no_other():
     assert {file.stem for file in record.RESULTS.glob("*.json")} == set(RECORDS)
-    assert {file.stem for file in (record.RESULTS / record.UNFINISHED).glob("*.json")} <= set(RECORDS)
+    assert {file.stem for file in (record.RESULTS / record.UNFINISHED).glob("*.json")} <= {*RECORDS, *BEGUN}
 
 
 @pytest.mark.parametrize("name", RECORDS)

@@ -183,6 +183,36 @@ def block(d: int, inner: int, r: int | None = None, targets=()):
     return page.done(end + (6 if r is None else 11), told)
 
 
+def matrices(shapes, r: int, rows=(4, 3)):
+    """The matrices of a block to scale, in rows of so many, with LoRA of rank r beside each: {name: (outputs, inputs)}."""
+    shapes = {str(name): tuple(shape) for name, shape in dict(shapes).items()}
+    fits = sum(rows) == len(shapes) and min(rows, default=0) >= 1
+    need(fits, f"matrices() needs rows for each of its matrices, but has {[*rows]} for {len(shapes)}.")
+    for name, shape in shapes.items():
+        need(len(shape) == 2, f"{name} has the shape {shape}, but a matrix has two sides, outputs and inputs.")
+        for side in shape:
+            whole(**{name: side})
+    whole(r=r)
+    least = min(map(min, shapes.values()))
+    need(r <= least, f"r={r}, but the smallest matrix has a rank of at most {least}.")
+    left = iter(shapes.items())
+    groups = [[next(left) for _ in range(count)] for count in rows]
+    unit = 48 / max(sum(inputs for _, (_, inputs) in group) for group in groups)
+    page, y = Page(), 1.0
+    for group in groups:
+        ends = []
+        for place, (name, shape) in enumerate(group):
+            x = 2 + 96 * place / len(group)
+            ends.append(_matrix(page, x, y, name, shape, unit, r, [name], below=shape[1] > shape[0]))
+        y = max(ends) + thin(r, unit, 0.7) + 4
+    page.box(2, y, 4, 3, fill=TRAINED)
+    page.text(8, y + 1.5, f"LoRA: A is {r} × inputs, B is outputs × {r}", ha="left")
+    named = ", ".join(f"{name} {outputs} × {inputs}" for name, (outputs, inputs) in shapes.items())
+    return page.done(
+        y + 5, f"The matrices of a block, to scale: {named}. Beside each stand LoRA's thin A and B of rank {r}."
+    )
+
+
 def _attend(page, d, unit, r, targets) -> float:
     """From x to the first norm; the height at which that ends."""
     page.box(16, 1, 82, 7, f"x: {many(d, 'number')} for each token")

@@ -61,7 +61,7 @@ _LOCAL = dict(
     instruction_batch=8,
     instruction_length=256,
     instruction_rate=1e-3,
-    record_rate=1e-3,
+    record_rate=4e-3,
 )
 
 PROFILES = {
@@ -114,7 +114,7 @@ PROFILES = {
             instruction_batch=4,
             instruction_length=512,
             instruction_rate=2e-4,
-            record_rows=(None, None),
+            record_rows=(640, None),
             record_rate=2e-4,
         ),
     )
