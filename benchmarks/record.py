@@ -71,6 +71,17 @@ def arguments(options) -> dict:
     return {name: value for name, value in told.items() if name not in _ELSEWHERE}
 
 
+def chat_training(trainer) -> dict:
+    """What decides the training of a chat model's adapter by TRL's trainer, part by part."""
+    return dict(
+        tokens=trainer.train_dataset["input_ids"][:],
+        template=trainer.processing_class.chat_template,
+        arguments=arguments(trainer.args),
+        adapter=arguments(trainer.model.peft_config["default"]),
+        config=arguments(trainer.model.config),
+    )
+
+
 def origin(values: dict, canary: dict | None = None, precision: str = "") -> dict:
     """What a record says of itself: versions, kind of machine (never its name), date, precision (of training, if none is given);
     hashes of what decides; canary."""

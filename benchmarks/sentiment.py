@@ -190,11 +190,11 @@ def packed(right) -> str:
     return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
 
 
-def unpacked(run: dict, count: int):
-    """The array of `count` bools that `packed` wrote."""
+def unpacked(run: dict, count: int, name: str = "right"):
+    """The array of `count` bools that `packed` wrote, under this name."""
     import numpy as np
 
-    return np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), dtype=np.uint8))[:count].astype(bool)
+    return np.unpackbits(np.frombuffer(bytes.fromhex(run[name]), dtype=np.uint8))[:count].astype(bool)
 
 
 def spectrum(profile, splits, model, tokenizer, ranks=TRUNCATIONS) -> dict:

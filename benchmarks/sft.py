@@ -59,20 +59,10 @@ def values(profile, rows) -> dict:
     from utils import data, models
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer, tokenizer = build(profile, rows, folder, num_train_epochs=PASSES)
-        options, tokens = record.arguments(trainer.args), trainer.train_dataset["input_ids"][:]
-    return dict(
-        rows=dict(rows),
-        held_out=data.HELD_OUT,
-        tokens=tokens,
-        template=tokenizer.chat_template,
-        arguments=options,
-        adapter=record.arguments(trainer.model.peft_config["default"]),
-        config=record.arguments(trainer.model.config),
-        base=models.base_sha256(profile.decoder),
-        answer_tokens=profile.answer_tokens,
-        plan=PASSES,
-    )
+        trainer, _ = build(profile, rows, folder, num_train_epochs=PASSES)
+        told = record.chat_training(trainer)
+    told |= dict(rows=dict(rows), base=models.base_sha256(profile.decoder), plan=PASSES)
+    return told | dict(held_out=data.HELD_OUT, answer_tokens=profile.answer_tokens)
 
 
 RUBRIC = (  # text, whether the model stopped by itself
@@ -85,13 +75,13 @@ RUBRIC = (  # text, whether the model stopped by itself
 
 def canary(profile, rows) -> dict:
     """In fp32: the first losses of single rows, the base's held-out loss of two rows, and the rubric's verdicts as 0 and 1."""
+    from utils import training
+
     with record.fp32(), tempfile.TemporaryDirectory() as folder:
         few = type(rows)({name: part.select(range(8)) for name, part in rows.items()})
         options = dict(max_steps=record.CANARY_STEPS, logging_steps=1, per_device_train_batch_size=1)
         trainer, tokenizer = build(profile, few, folder, **options)
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:  # TRL makes them bf16, in which processors differ
-                parameter.data = parameter.data.float()
+        training.learning_in_fp32(trainer.model)  # TRL makes adapters bf16, in which processors differ
         judge = lesson(profile, tokenizer)
         before = judge["held_out_loss"](trainer.model, few["test"].select(range(2)))
         trainer.train()

@@ -14,7 +14,7 @@ import math
 import tempfile
 
 from benchmarks import record, sentiment
-from utils import ROOT
+from utils import ROOT, triage
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
@@ -32,7 +32,7 @@ RULES = (
 )
 # How the base is asked: the text stands where the braces are
 WAYS = {
-    "as trained": "Text: {}\nReply with a JSON record.",
+    "as trained": triage.ASKED,
     "told": "Text: {}\n" + RULES,
     "told first": RULES + "\nText: {}\nRecord:",
     "told at length": "Where does this text come from, a film review, a product review, a tweet or a newspaper editorial? Is it "
@@ -77,8 +77,6 @@ def train(profile, rows, rate: float, seed: int):
 
 def judged(answers: list[str], rows) -> dict:
     """How good these answers to `rows` are: shares, and a bit a row, in hexadecimal. What is malformed is wrong throughout."""
-    from utils import triage
-
     told = [triage.read(text) for text in answers]
     verdict = [
         t is not None and t["verdict"] == triage.VERDICTS[label] for t, label in zip(told, rows["label"], strict=True)
@@ -94,8 +92,6 @@ def test_rows(rows):
     """All film reviews of the test, then the first rows of each other kind."""
     from datasets import concatenate_datasets
 
-    from utils import triage
-
     films, *others = (rows["test"].filter(lambda row, kind=kind: row["kind"] == kind) for kind in triage.KINDS.values())
     return concatenate_datasets([films, *(part.select(range(OTHERS)) for part in others)])
 
@@ -110,8 +106,6 @@ def way(name: str, examples, sentence: str) -> list[dict]:
 
 def examples(rows, shots: int) -> list[dict]:
     """The first training rows of as many different records, kinds and verdicts in turn."""
-    from utils import triage
-
     kinds = list(triage.KINDS.values())
     places = [(kind, (number + 1 + turn) % 2) for turn in (0, 1) for number, kind in enumerate(kinds)]
     return [next(row for row in rows["train"] if (row["kind"], row["label"]) == place) for place in places[:shots]]
@@ -142,7 +136,7 @@ def own_answers(profile, questions: list[str]):
 
 def spread(model, tokenizer) -> dict:
     """What a model answers to ordinary questions: the share of records, and of answers that begin like one."""
-    from utils import training, triage
+    from utils import training
 
     prompts = [[dict(role="user", content=question)] for question in ordinary()[1]]
     answers = [text for text, _ in training.answers(model, tokenizer, prompts, ORDINARY_TOKENS)]
@@ -162,7 +156,7 @@ def strength(rating: float) -> int:
 
 def strengths(rows, count: int):
     """The first film reviews of a part, their record a verdict and a strength."""
-    from utils import data, triage
+    from utils import data
 
     ratings = {}
     for sentence, rating in data.rated("movies"):
@@ -182,15 +176,16 @@ def second_field(model, tokenizer, rows) -> dict:
     import numpy as np
     from scipy.stats import bootstrap, spearmanr
 
-    from utils import training, triage
+    from utils import training
 
     found = []
     for (text, _), row in zip(training.answers(model, tokenizer, rows["prompt"][:], TOKENS), rows, strict=True):
         try:
             told = json.loads(text)
-            found.append((told["verdict"] == triage.VERDICTS[row["label"]], int(told["strength"]), row["rating"]))
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
             continue
+        if isinstance(told, dict) and told.get("verdict") in triage.VERDICTS and told.get("strength") in (1, 2, 3, 4):
+            found.append((told["verdict"] == triage.VERDICTS[row["label"]], told["strength"], row["rating"]))
     right, said, rating = (np.array(column) for column in zip(*found, strict=True))
     wanted = np.array([strength(each) for each in rating])
     gain = np.abs(said - wanted) - np.abs(2 - wanted)
@@ -256,28 +251,19 @@ def values(profile, rows) -> dict:
     from utils import models
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer, tokenizer = build(profile, rows["train"], folder, RATES[0], 0)
-        options, tokens = record.arguments(trainer.args), trainer.train_dataset["input_ids"][:]
-    return dict(
-        rows=dict(rows),
-        tokens=tokens,
-        template=tokenizer.chat_template,
-        arguments=options,
-        adapter=record.arguments(trainer.model.peft_config["default"]),
-        config=record.arguments(trainer.model.config),
-        base=models.base_sha256(profile.decoder),
-        plan=plan(),
-    )
+        trainer, _ = build(profile, rows["train"], folder, RATES[0], 0)
+        told = record.chat_training(trainer)
+    return told | dict(rows=dict(rows), base=models.base_sha256(profile.decoder), plan=plan())
 
 
 def canary(profile, rows) -> dict:
     """In fp32: the first losses of single rows."""
+    from utils import training
+
     with record.fp32(), tempfile.TemporaryDirectory() as folder:
         options = dict(max_steps=record.CANARY_STEPS, logging_steps=1, per_device_train_batch_size=1)
         trainer, _ = build(profile, rows["train"].select(range(8)), folder, 1e-3, 0, **options)
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:  # TRL makes them bf16, in which processors differ
-                parameter.data = parameter.data.float()
+        training.learning_in_fp32(trainer.model)  # TRL makes adapters bf16, in which processors differ
         trainer.train()
     return dict(training=[row["loss"] for row in trainer.state.log_history if "loss" in row])
 
@@ -321,8 +307,6 @@ class Runs:
         return judged([text for text, _ in training.answers(model, tokenizer, prompts, TOKENS)], rows)
 
     def weighed(self, model, tokenizer, rows, prompts=None) -> dict:
-        from utils import triage
-
         prompts = rows["prompt"][:] if prompts is None else prompts
         return judged(triage.choose(model, tokenizer, prompts, batch_size=16), rows)
 
@@ -402,14 +386,17 @@ class Runs:
 
 def on_films(run: dict, kinds):
     """For each film review that a run answered, whether its verdict was right; kinds: of the rows that it answered, an array."""
-    return sentiment.unpacked(dict(right=run["right_verdict"]), run["rows"])[kinds[: run["rows"]] == "film"]
+    return sentiment.unpacked(run, run["rows"], "right_verdict")[kinds[: run["rows"]] == "film"]
+
+
+def by_name(kept: dict) -> dict:
+    """{name: run}"""
+    return {run["name"]: run for run in kept["runs"]}
 
 
 def answered_kinds(kept: dict) -> dict:
     """{name of a run: kind of each row that it answered, an array}, of all runs on test rows."""
     import numpy as np
-
-    from utils import triage
 
     few, all_films = np.array(kept["kinds"]["few"]), kept["kinds"]["seeds"]
     seeds = np.repeat([*triage.KINDS.values()], [all_films[kind] for kind in triage.KINDS.values()])
@@ -435,10 +422,10 @@ def summary(kept: dict, classifier: dict):
     import numpy as np
     import pandas as pd
 
-    kinds, runs, rows = answered_kinds(kept), {run["name"]: run for run in kept["runs"]}, {}
+    kinds, runs, rows = answered_kinds(kept), by_name(kept), {}
 
     def kind_share(name: str) -> float:
-        right, own = sentiment.unpacked(dict(right=runs[name]["right_kind"]), runs[name]["rows"]), kinds[name]
+        right, own = sentiment.unpacked(runs[name], runs[name]["rows"], "right_kind"), kinds[name]
         return float(np.mean([right[own == kind].mean() for kind in dict.fromkeys(own)]))
 
     def row(names: list[str]) -> dict:
@@ -461,29 +448,32 @@ CLASSIFIER = "LoRA query+value"
 
 def films(kept: dict) -> float:
     """The adapted model's share of right verdicts on all film reviews of the test, the mean of the seeds."""
-    return sum(map(float, map(sum, seeds_on_films(kept)))) / sum(map(len, seeds_on_films(kept)))
+    import numpy as np
+
+    return float(np.mean(seeds_on_films(kept)))
 
 
 def seeds_on_films(kept: dict) -> list:
     """For each seed, whether each film review's verdict was right."""
-    kinds, runs = answered_kinds(kept), {run["name"]: run for run in kept["runs"]}
+    kinds, runs = answered_kinds(kept), by_name(kept)
     return [on_films(runs[named("seed", seed)], kinds[named("seed", seed)]) for seed in SEEDS]
 
 
 def against_classifier(kept: dict, classifier: dict) -> tuple[float, tuple[float, float]]:
     """Right verdicts of the adapted model minus those of lesson 04's classifier on the same reviews: mean, and its interval."""
+    import numpy as np
+
     rate = sentiment.summary(classifier)[CLASSIFIER]["learning_rate"]
     theirs = [
         sentiment.unpacked(run, classifier["test_rows"]) for run in sentiment.of(classifier["runs"], CLASSIFIER, rate)
     ]
     ours = seeds_on_films(kept)
-    gap = sum(a.mean() - b.mean() for a, b in zip(ours, theirs, strict=True)) / len(ours)
-    return float(gap), sentiment.paired(ours, theirs)
+    return float(np.mean(ours) - np.mean(theirs)), sentiment.paired(ours, theirs)
 
 
 def same_rows(kept: dict) -> tuple[float, dict]:
     """Right verdicts of the first seed on those texts that the mixed run answered and the seeds too (films); the mixed run there."""
-    kinds, runs = answered_kinds(kept), {run["name"]: run for run in kept["runs"]}
+    kinds, runs = answered_kinds(kept), by_name(kept)
     mixed = on_films(runs[named("mixed", 0)], kinds[named("mixed", 0)])
     first = seeds_on_films(kept)[0][: len(mixed)]  # in the same order: that of a hash
     return float(first.mean()), dict(rows=len(mixed), verdict=float(mixed.mean()))

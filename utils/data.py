@@ -59,14 +59,14 @@ def load_sentiment(profile, verbose: bool = True):
     else:
         splits, told = (
             load_domain(profile.sentiment),
-            "Movie-review sentences (Pang & Lee 2005), rated by 20 people each",
+            "Movie-review sentences (Pang & Lee 2005), each rated by fifteen people or more",
         )
     for name, split in splits.items():
         rows = profile.train_rows if name == "train" else profile.eval_rows
         if rows:
             splits[name] = split.select(range(min(rows, len(split))))
     if verbose:
-        print(f"{told}: " + ", ".join(f"{len(split):,} {name}" for name, split in splits.items()) + ".")
+        print(_counted(told, splits))
     return splits
 
 
@@ -96,8 +96,6 @@ def load_records(profile, verbose: bool = True):
     The splits are those of `load_domain`, so no sentence of a test is trained on in another lesson. Columns: `sentence`, `kind`,
     `label`, and `prompt` and `completion`, each a list of chat messages. `profile.record_rows` is (train, others), None: all.
     """
-    from datasets import Dataset, DatasetDict
-
     from utils import triage
 
     parts = {"train": [], "validation": [], "test": []}
@@ -106,14 +104,9 @@ def load_records(profile, verbose: bool = True):
             for sentence, label in zip(part["sentence"], part["label"], strict=True):
                 answer = [dict(role="assistant", content=triage.wanted(kind, label))]
                 row = dict(sentence=sentence, kind=kind, label=label)
-                parts[name].append(row | dict(prompt=triage.prompt(sentence), completion=answer))
-    for name, part in parts.items():  # in the order of a hash, so the first n are a fair sample of all four
-        limit = profile.record_rows[name != "train"]
-        part.sort(key=lambda row: place_of(normalise(row["sentence"])))
-        parts[name] = Dataset.from_list(part[:limit])
-    if verbose:
-        print("Texts with their records: " + ", ".join(f"{len(part):,} {name}" for name, part in parts.items()) + ".")
-    return DatasetDict(parts)
+                row |= dict(prompt=triage.prompt(sentence), completion=answer)
+                parts[name].append((place_of(normalise(sentence)), row))
+    return _cut(parts, profile.record_rows, "Texts with their records" if verbose else "")
 
 
 def place_of(key: str) -> float:
@@ -252,8 +245,6 @@ def load_instructions(profile, verbose: bool = True):
     Columns: `prompt` and `completion`, each a list of chat messages, and `topic`. `profile.instruction_rows` is
     (train, others), None: all there are.
     """
-    from datasets import Dataset, DatasetDict
-
     if profile.instructions == "guanaco":
         rows, told = _guanaco(), "guanaco-llama2-1k (after OpenAssistant, Köpf et al. 2023)"
     else:
@@ -269,12 +260,26 @@ def load_instructions(profile, verbose: bool = True):
         if not topic and int(key[:4], 16) < 0.2 * 16**4:  # no topics: every fifth row, by its hash
             name = "test" if int(key[4], 16) < 8 else "validation"
         parts[name].append((key, dict(prompt=messages[:-1], completion=messages[-1:], topic=topic)))
-    for name, part in parts.items():  # in the order of a hash, so the first n are a fair sample
-        limit = profile.instruction_rows[0 if name == "train" else 1]
+    return _cut(parts, profile.instruction_rows, told if verbose else "")
+
+
+def _cut(parts: dict[str, list], limits: tuple[int | None, int | None], told: str):
+    """{part: (hash, row) pairs} as a DatasetDict, rows in the order of their hash, so the first n are a fair sample.
+
+    limits: (train, others), None: all. told: what they are, for the printed line; empty for none.
+    """
+    from datasets import Dataset, DatasetDict
+
+    for name, part in parts.items():
+        limit = limits[name != "train"]
         parts[name] = Dataset.from_list([row for _, row in sorted(part, key=lambda pair: pair[0])[:limit]])
-    if verbose:
-        print(f"{told}: " + ", ".join(f"{len(part):,} {name}" for name, part in parts.items()) + ".")
+    if told:
+        print(_counted(told, parts))
     return DatasetDict(parts)
+
+
+def _counted(told: str, parts) -> str:
+    return f"{told}: " + ", ".join(f"{len(part):,} {name}" for name, part in parts.items()) + "."
 
 
 def read_faq(file=FAQ) -> list[dict]:

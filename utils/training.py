@@ -118,10 +118,14 @@ def sft_arguments(profile, output_dir, **changes):
 def ready_for_fp16(model):
     """`model`, what is trained cast to fp32 where training is in fp16: SFTTrainer makes adapters over 4-bit weights bf16, whose
     gradients the loss scaler of fp16 cannot handle. Elsewhere nothing changes."""
-    if precision().get("fp16"):
-        for p in model.parameters():
-            if p.requires_grad:
-                p.data = p.data.float()
+    return learning_in_fp32(model) if precision().get("fp16") else model
+
+
+def learning_in_fp32(model):
+    """`model`, what is trained cast to fp32."""
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
     return model
 
 

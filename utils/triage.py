@@ -6,8 +6,10 @@ records are legal, and nothing else counts: an answer with a word before or afte
 
 import json
 
+from utils.data import LABELS
+
 KINDS = {"movies": "film", "products": "product", "tweets": "tweet", "editorials": "editorial"}  # by domain
-VERDICTS = ("negative", "positive")
+VERDICTS = LABELS
 LEGAL = tuple(json.dumps(dict(kind=kind, verdict=verdict)) for kind in KINDS.values() for verdict in VERDICTS)
 ASKED = "Text: {}\nReply with a JSON record."
 
