@@ -99,6 +99,49 @@ def compare(
     )
 
 
+def compare_by_lora(full):
+    """Lesson 04's `compare` with a rate for full fine-tuning that follows from LoRA's best."""
+    return (
+        "def compare(run, rates, seeds):\n"
+        '    best = max(rates["LoRA"], key=lambda rate: run("LoRA", rate, seeds[0])["validation"])\n'
+        f'    chosen = {{"LoRA": best, "full": {full}}}\n'
+        '    mean = {m: np.mean([run(m, rate, seed)["test"] for seed in seeds]) for m, rate in chosen.items()}\n'
+        '    return mean["LoRA"] - mean["full"]'
+    )
+
+
+def merging(*merge, attributes="kept", unmerge=("self.base_layer.weight.data, self.kept = self.kept, None",)):
+    """Lesson 02's layer with a merge that keeps the weight: these lines follow when there is none kept, and undo it when there is."""
+    lines = [f"    {attributes} = None", "    def forward(self, x):"]
+    lines += ["        return super().forward(x) if self.kept is None else self.base_layer(x)"]
+    lines += ["    def merge(self):", "        if self.kept is None:"]
+    lines += [f"            {line}" for line in ("self.kept = self.base_layer.weight.data", *merge)]
+    lines += [
+        "    def unmerge(self):",
+        "        if self.kept is not None:",
+        *(f"            {line}" for line in unmerge),
+    ]
+    return "\n".join(["class Merging(LoRALinear):", *lines])
+
+
+QUANTISED = "codes, absmax = nf4.quantise(weight, levels)"
+PACKED = "return nf4.pack(codes), absmax"
+BACK = "return nf4.dequantise(nf4.unpack(packed, 2 * packed.size), absmax, levels, shape)"
+UNPACKED = (
+    "codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()",
+    "return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)",
+)
+
+
+def stored(*store, back=(BACK,)):
+    """Lesson 05's `store` and `restore` of these lines."""
+    return (
+        "\n    ".join(["def store(weight, levels):", *store])
+        + "\n\n\n"
+        + "\n    ".join(["def restore(packed, absmax, levels, shape):", *back])
+    )
+
+
 def influence(layers="(at.query, at.value)", on="True", moved="np.abs(now - whole).mean()", back="moved"):
     """Lesson 03's `influence`, right but for what is given."""
     return (
@@ -348,47 +391,25 @@ ANSWERS = {
                 "    def unmerge(self):\n"
                 "        self.base_layer.weight.data, self.merged = self.kept.clone(), False",
                 # the factor of one layer, 12 / 4, for all
-                "class Merging(LoRALinear):\n"
-                "    kept = None\n"
-                "    def forward(self, x):\n"
-                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
-                "    def merge(self):\n"
-                "        if self.kept is None:\n"
-                "            self.kept = self.base_layer.weight.data\n"
-                "            self.base_layer.weight.data = self.kept + 3 * (self.lora_B @ self.lora_A).detach()\n"
-                "    def unmerge(self):\n"
-                "        if self.kept is not None:\n"
-                "            self.base_layer.weight.data, self.kept = self.kept, None",
+                merging("self.base_layer.weight.data = self.kept + 3 * (self.lora_B @ self.lora_A).detach()"),
                 # the first update is kept for every later merge
-                "class Merging(LoRALinear):\n"
-                "    kept = update = None\n"
-                "    def forward(self, x):\n"
-                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
-                "    def merge(self):\n"
-                "        if self.kept is None:\n"
-                "            self.kept = self.base_layer.weight.data\n"
-                "            if self.update is None:\n"
-                "                self.update = self.scaling * (self.lora_B @ self.lora_A).detach()\n"
-                "            self.base_layer.weight.data = self.kept + self.update\n"
-                "    def unmerge(self):\n"
-                "        if self.kept is not None:\n"
-                "            self.base_layer.weight.data, self.kept = self.kept, None",
+                merging(
+                    "if self.update is None:",
+                    "    self.update = self.scaling * (self.lora_B @ self.lora_A).detach()",
+                    "self.base_layer.weight.data = self.kept + self.update",
+                    attributes="kept = update",
+                ),
                 # nothing is merged at all
                 "class Merging(LoRALinear):\n    def merge(self):\n        pass\n    def unmerge(self):\n        pass",
                 # the merged weight learns
-                "class Merging(LoRALinear):\n"
-                "    kept = None\n"
-                "    def forward(self, x):\n"
-                "        return super().forward(x) if self.kept is None else self.base_layer(x)\n"
-                "    def merge(self):\n"
-                "        if self.kept is None:\n"
-                "            self.kept = self.base_layer.weight.data\n"
-                "            new = self.kept + self.scaling * (self.lora_B @ self.lora_A).detach()\n"
-                "            self.base_layer.weight = nn.Parameter(new)\n"
-                "    def unmerge(self):\n"
-                "        if self.kept is not None:\n"
-                "            self.base_layer.weight = nn.Parameter(self.kept, requires_grad=False)\n"
-                "            self.kept = None",
+                merging(
+                    "new = self.kept + self.scaling * (self.lora_B @ self.lora_A).detach()",
+                    "self.base_layer.weight = nn.Parameter(new)",
+                    unmerge=(
+                        "self.base_layer.weight = nn.Parameter(self.kept, requires_grad=False)",
+                        "self.kept = None",
+                    ),
+                ),
             ],
             right=[
                 "class Merging(LoRALinear):\n"
@@ -478,8 +499,13 @@ ANSWERS = {
                 compare(reported="validation"),
                 compare(difference='means["full"] - means["LoRA"]'),
                 compare(difference='(means["LoRA"] - means["full"]) / means["full"]'),
-                compare().replace("np.mean", 'max if method == "LoRA" else np.mean'),
+                compare(of='(max if method == "LoRA" else np.mean)'),
                 "def compare(run, rates, seeds):\n    return 0.0",
+                # full at a tenth of LoRA's rate, at the place of LoRA's best; then nothing chosen at all
+                compare_by_lora("best / 10"),
+                compare_by_lora('rates["full"][rates["LoRA"].index(best)]'),
+                compare(rates="rates[method][len(rates[method]) // 2 :][:1]"),
+                compare(seeds="(0, 1, 2)"),
             ],
             right=[
                 compare(of="statistics.mean").replace("    means", "    import statistics\n\n    means", 1),
@@ -590,93 +616,51 @@ ANSWERS = {
         ),
         "ex4": dict(
             wrong=[
-                """
-def store(weight, levels):
-    blocks = weight.reshape(-1, 64)
-    absmax = np.abs(blocks).max(axis=1)
-    scaled = (blocks / absmax[:, None]).ravel()
-    codes = np.searchsorted(levels, scaled).clip(0, 15).astype(np.uint8)
-    return codes[::2] << 4 | codes[1::2], absmax
-
-
-def restore(packed, absmax, levels, shape):
-    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
-    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
-                """
-def store(weight, levels):
-    codes, absmax = nf4.quantise(weight, levels)
-    return codes[::2] << 4 + codes[1::2], absmax
-
-
-def restore(packed, absmax, levels, shape):
-    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
-    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
-                """
-def store(weight, levels):
-    codes, absmax = nf4.quantise(weight, levels)
-    return codes[1::2] << 4 | codes[::2], absmax
-
-
-def restore(packed, absmax, levels, shape):
-    codes = np.stack([packed & 15, packed >> 4], axis=1).ravel()
-    return (levels[codes] * np.repeat(absmax, 64)).reshape(shape)""",
-                """
-def store(weight, levels):
-    codes, absmax = nf4.quantise(weight, levels)
-    return nf4.pack(codes), absmax
-
-
-def restore(packed, absmax, levels, shape):
-    codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
-    return (levels[codes] * np.tile(absmax, 64)).reshape(shape)""",
-                """
-def store(weight, levels):
-    codes, absmax = nf4.quantise(weight, levels)
-    return codes, absmax
-
-
-def restore(codes, absmax, levels, shape):
-    return nf4.dequantise(codes, absmax, levels, shape)""",
-                """
-def store(weight, levels):
-    blocks = weight.reshape(-1, 64)
-    absmax = blocks.max(axis=1)
-    codes, _ = nf4.quantise(weight, levels)
-    return nf4.pack(codes), absmax
-
-
-def restore(packed, absmax, levels, shape):
-    return nf4.dequantise(nf4.unpack(packed, 2 * packed.size), absmax, levels, shape)""",
-                """
-def store(weight, levels):
-    absmax = np.abs(weight).max()
-    codes, _ = nf4.quantise(weight, levels, weight.size)
-    return nf4.pack(codes), absmax
-
-
-def restore(packed, absmax, levels, shape):
-    return (levels[nf4.unpack(packed, 2 * packed.size)] * absmax).reshape(shape)""",
+                stored(
+                    "blocks = weight.reshape(-1, 64)",
+                    "absmax = np.abs(blocks).max(axis=1)",
+                    "scaled = (blocks / absmax[:, None]).ravel()",
+                    "codes = np.searchsorted(levels, scaled).clip(0, 15).astype(np.uint8)",
+                    "return codes[::2] << 4 | codes[1::2], absmax",
+                    back=UNPACKED,
+                ),
+                stored(QUANTISED, "return codes[::2] << 4 + codes[1::2], absmax", back=UNPACKED),
+                stored(
+                    QUANTISED,
+                    "return codes[1::2] << 4 | codes[::2], absmax",
+                    back=(UNPACKED[0].replace("packed >> 4, packed & 15", "packed & 15, packed >> 4"), UNPACKED[1]),
+                ),
+                stored(QUANTISED, PACKED, back=(UNPACKED[0], UNPACKED[1].replace("repeat", "tile"))),
+                stored(
+                    QUANTISED,
+                    "return codes, absmax",
+                    back=(BACK.replace("nf4.unpack(packed, 2 * packed.size)", "packed"),),
+                ),
+                stored(
+                    "blocks = weight.reshape(-1, 64)",
+                    "absmax = blocks.max(axis=1)",
+                    "codes, _ = nf4.quantise(weight, levels)",
+                    PACKED,
+                ),
+                stored(
+                    "absmax = np.abs(weight).max()",
+                    "codes, _ = nf4.quantise(weight, levels, weight.size)",
+                    PACKED,
+                    back=("return (levels[nf4.unpack(packed, 2 * packed.size)] * absmax).reshape(shape)",),
+                ),
             ],
             right=[
-                """
-def store(weight, levels):
-    codes, absmax = nf4.quantise(weight, levels)
-    return nf4.pack(codes), absmax
-
-
-def restore(packed, absmax, levels, shape):
-    return nf4.dequantise(nf4.unpack(packed, 2 * packed.size), absmax, levels, shape)""",
-                """
-def store(weight, levels):
-    blocks = weight.reshape(-1, 64)
-    absmax = np.maximum(blocks.max(1), -blocks.min(1))
-    codes = np.abs(blocks[..., None] / absmax[:, None, None] - levels).argmin(-1).reshape(-1, 2)
-    return (16 * codes[:, 0] + codes[:, 1]).astype(np.uint8), absmax[:, None]
-
-
-def restore(packed, absmax, levels, shape):
-    codes = np.array([code for byte in packed for code in divmod(int(byte), 16)]).reshape(-1, 64)
-    return (levels[codes] * np.reshape(absmax, (-1, 1))).reshape(shape)""",
+                stored(QUANTISED, PACKED),
+                stored(
+                    "blocks = weight.reshape(-1, 64)",
+                    "absmax = np.maximum(blocks.max(1), -blocks.min(1))",
+                    "codes = np.abs(blocks[..., None] / absmax[:, None, None] - levels).argmin(-1).reshape(-1, 2)",
+                    "return (16 * codes[:, 0] + codes[:, 1]).astype(np.uint8), absmax[:, None]",
+                    back=(
+                        "codes = np.array([code for byte in packed for code in divmod(int(byte), 16)]).reshape(-1, 64)",
+                        "return (levels[codes] * np.reshape(absmax, (-1, 1))).reshape(shape)",
+                    ),
+                ),
             ],
         ),
     },
