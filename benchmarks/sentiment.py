@@ -161,6 +161,7 @@ def train(profile, splits, method: str, adapter, learning_rate: float, seed: int
         seconds = time.time() - began
         log = trainer.state.log_history
         test = trainer.predict(tokens["test"])
+        right = in_order(trainer, tokens["test"], test.predictions.argmax(-1) == test.label_ids)
     counts = lora.count_parameters(model)
     result = dict(
         name=Run("", method, adapter, learning_rate, seed).name,
@@ -169,7 +170,7 @@ def train(profile, splits, method: str, adapter, learning_rate: float, seed: int
         seed=seed,
         validation=max(row["eval_accuracy"] for row in log if "eval_accuracy" in row),
         test=test.metrics["test_accuracy"],
-        right=packed(test.predictions.argmax(-1) == test.label_ids),
+        right=packed(right),
         epochs=[
             {key: round(row[key], 4) for key in ("epoch", "eval_loss", "eval_accuracy")}
             for row in log
@@ -181,6 +182,15 @@ def train(profile, splits, method: str, adapter, learning_rate: float, seed: int
         seconds=round(seconds),
     )
     return result, model, tokenizer
+
+
+def in_order(trainer, rows, told):
+    """What `trainer.predict(rows)` said of each row, in the rows' own order: grouped by length, a Trainer answers in another."""
+    import numpy as np
+
+    there = np.empty_like(told)
+    there[list(trainer.get_test_dataloader(rows).batch_sampler.sampler)] = told
+    return there
 
 
 def packed(right) -> str:

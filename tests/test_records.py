@@ -313,6 +313,37 @@ def test_answers_are_kept_bit_by_bit():
     assert (sentiment.unpacked(dict(right=sentiment.packed(right)), 2_112) == right).all()
 
 
+def test_each_answer_is_kept_with_its_row(tmp_path):
+    """Grouped by length, a Trainer predicts in an order of its own, another one for each seed."""
+    profile = profiles.get("smoke")
+    splits = data.load_sentiment(profile, verbose=False)
+    small = type(splits)({name: split.select(range(64)) for name, split in splits.items()})
+    options = dict(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, per_device_eval_batch_size=4)
+    truth, orders = np.array(small["test"]["label"]), []
+    for seed in (0, 1):
+        built = sentiment.build(profile, "LoRA query+value", sentiment.QV, seed)
+        trainer, tokens = sentiment.trainer_for(
+            profile, small, "LoRA query+value", *built, tmp_path, seed=seed, **options
+        )
+        said = trainer.predict(tokens["test"])
+        assert (sentiment.in_order(trainer, tokens["test"], said.label_ids) == truth).all()
+        orders.append(said.label_ids)
+    assert (orders[0] != truth).any() and (orders[0] != orders[1]).any(), "then `in_order` has nothing left to do"
+
+
+def test_recorded_answers_belong_to_the_same_rows():
+    """Hard sentences are hard for every model, so right answers go together; of shuffled rows the correlation stays below 0.1."""
+    kept = load("sentiment")
+    count = kept["test_rows"]
+    (head,) = (r for r in sentiment.of(kept["runs"], "head only, mean of tokens", 3e-2) if r["seed"] == 0)
+    runs = [run for name in ("sentiment", "four_bits", "ranks") for run in load(name)["runs"]]
+    runs += kept["heavy"] + kept["places"] + [dict(load("ask")["test"][1], test=1, method="asked")]
+    for run in runs:
+        if run["test"] > 0.6:  # or it has learnt nothing
+            together = np.corrcoef(sentiment.unpacked(head, count), sentiment.unpacked(run, count))[0, 1]
+            assert together > 0.15, f"{run['method']}, seed {run.get('seed')}: {together:.2f}"
+
+
 def test_the_head_reads_the_mean_of_the_tokens_that_are_there():
     from types import SimpleNamespace
 
