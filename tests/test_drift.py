@@ -418,7 +418,7 @@ def test_the_collector_finds_what_is_there(verdicts):
     assert "SFTConfig(completion_only_loss=)" in training
     assert {v.fault for v in verdicts["utils/training.py"]} == {"", None}, "**changes stays open"
     assert "training.training_arguments(load_best_model_at_end=)" in {v.what for v in verdicts["05_four_bits"]}
-    assert "training.training_arguments(num_train_epochs=)" in {v.what for v in verdicts["04_roberta_sst2"]}
+    assert "TrainingArguments(num_train_epochs=)" in {v.what for v in verdicts["04_roberta_sst2"]}
 
 
 @pytest.mark.parametrize(

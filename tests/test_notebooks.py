@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks import forgetting, record, sentiment
 from tools import lessons
-from utils import ROOT, lora, lowrank, models, nf4, profiles, training
+from utils import ROOT, data, lora, lowrank, models, nf4, profiles, training
 
 PATHS = lessons.lessons()
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
@@ -134,7 +134,7 @@ def test_readme_map_tells_the_same_minutes():
 # --- what is built in view equals what utils keeps ---
 
 
-def namespace(source: str, **names):
+def namespace(source: str, /, **names):
     exec(source, names)
     return names
 
@@ -223,6 +223,56 @@ def test_lesson_04_puts_lora_where_the_recorded_runs_do():
     assert shown.peft_config["default"].to_dict() == runs.peft_config["default"].to_dict()
     for (name, one), (other_name, other) in zip(shown.named_parameters(), runs.named_parameters(), strict=True):
         assert (name, one.requires_grad) == (other_name, other.requires_grad) and torch.equal(one, other), name
+
+
+def test_lesson_04_loads_what_the_recorded_runs_trained():
+    """Section 3 in public calls gives, number by number, the model of `sentiment.build`."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    profile = profiles.get("smoke")
+    names = {name: getattr(transformers, name) for name in ("AutoModelForSequenceClassification", "set_seed")}
+    names |= dict(
+        LoraConfig=LoraConfig, get_peft_model=get_peft_model, models=models, torch=torch, data=data, lora=lora
+    )
+    names["source"], names["revision"] = models.origin(profile, "encoder")
+    names |= namespace(cell("04_roberta_sst2", "config").source, LoraConfig=LoraConfig) | dict(profile=profile)
+    shown = namespace(cell("04_roberta_sst2", "wrap").source, **names)["model"]
+    runs, _ = sentiment.build(profile, "LoRA query+value", sentiment.QV, 0)
+    for (name, one), (other_name, other) in zip(shown.named_parameters(), runs.named_parameters(), strict=True):
+        assert name == other_name and one.requires_grad == other.requires_grad
+        assert one.dtype == other.dtype and torch.equal(one, other), name
+    assert shown.training == runs.training
+    assert [m.p for m in shown.modules() if isinstance(m, nn.Dropout)] == [
+        m.p for m in runs.modules() if isinstance(m, nn.Dropout)
+    ]
+
+
+def test_lesson_04_s_recipe_is_public_calls_alone_and_tells_their_versions(tmp_path):
+    """It runs with nothing of the course in reach, and what it leaves is what it trained."""
+    from transformers import pipeline
+
+    source = cell("04_roberta_sst2", "recipe").source
+    assert "utils" not in source and "profile" not in source and "benchmarks" not in source
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "requirements.txt").read_text(), re.M))
+    told = re.findall(r"(\w+) (\d+\.\d+)(?=[, .])", source.splitlines()[0])
+    assert len(told) == 4
+    for package, number in told:
+        assert pins[package.lower()].startswith(f"{number}."), f"{package} {number}, and the course has {pins[package]}"
+    splits = data.load_sentiment(profiles.get("smoke"), verbose=False)
+    rows = type(splits)({name: split.select(range(32)) for name, split in splits.items()})
+    base, _ = models.origin(profiles.get("smoke"), "encoder")
+    options = dict(use_cpu=True, dataloader_pin_memory=False, learning_rate=2e-3)
+    adapted, merged = namespace(source)["finetune"](rows, ["pan", "praise"], str(base), tmp_path, **options)
+    names = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert any("lora_B" in name for name in names) and any("classifier" in name for name in names)
+    texts = rows["test"]["sentence"][:4]
+    judge = pipeline("text-classification", model=str(tmp_path / "merged"), device="cpu")
+    inputs = judge.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        want, got = (model.eval()(**inputs).logits.float() for model in (adapted, merged))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    assert [reply["label"] for reply in judge(texts)] == [merged.config.id2label[i] for i in want.argmax(1).tolist()]
 
 
 def test_lesson_05_writes_out_the_four_bits_of_utils():

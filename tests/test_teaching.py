@@ -214,7 +214,7 @@ def test_the_checkpoint_fits_the_layers_wrapped_by_hand():
 def test_lesson_04_goes_on_with_the_checkpoint(tmp_path):
     """Sections 1 to 3, the page's cell, section 4 without its training, then judging and merging."""
     notebook, cells, number = nbformat.from_dict(dict(LESSONS["04"])), [], 0
-    keep = {"imports", "training-arguments", "training-run", "save", "merge"}
+    keep = {"imports", "training-arguments", "training-run", "save"}
     for cell in (nbformat.from_dict(dict(c)) for c in LESSONS["04"].cells):
         if cell.cell_type == "markdown":
             heading = re.match(r"## (\d)", cell.source)
