@@ -142,6 +142,8 @@ def test_kinds_decide_between_equal_verdicts():
     tried = [(1e-3, 0.8, 0.7), (2e-3, 0.9, 0.5), (4e-3, 0.9, 0.6), (8e-3, 0.5, 0.9)]
     rates = [dict(name=f"rate, {rate:g}", rate=rate, verdict=verdict, kind=kind) for rate, verdict, kind in tried]
     assert runs.chosen([*rates, dict(name="seed, 0", verdict=1, kind=1)]) == 4e-3
+    more = [dict(name="rate", rate=rate, verdict=verdict, kind=0.5) for rate, verdict in ((1e-3, 0.8), (4e-3, 0.6))]
+    assert runs.chosen([*rates, *more]) == 1e-3, "two seeds each: 0.80 against 0.75; what one seed tried is out"
     asked = [dict(name=f"ask, {rate:g}", verdict=verdict, kind=kind) for rate, verdict, kind in tried]
     assert runs.best_ask([*rates, *asked, dict(name="best ask, free", verdict=1, kind=1)])["name"] == "ask, 0.004"
 

@@ -61,7 +61,7 @@ _LOCAL = dict(
     instruction_batch=8,
     instruction_length=256,
     instruction_rate=1e-3,
-    record_rate=4e-3,
+    record_rate=2e-3,
 )
 
 PROFILES = {
