@@ -144,10 +144,13 @@ class Desk:
     def cell(self, cell_id: str):
         """The cell on the page, scrolled to its start."""
         index = list(self.cells).index(cell_id)
-        self.page.evaluate("i => jupyterapp.shell.currentWidget.content.scrollToItem(i, 'start')", index)
         cell = self.page.locator(f".jp-Notebook .jp-Cell[data-windowed-list-index='{index}']")
-        expect(cell).to_be_in_viewport()
-        return cell
+        for patience in (2000, 2000, 5000):  # heights are estimated until a cell is drawn, so a scroll may miss
+            self.page.evaluate("i => jupyterapp.shell.currentWidget.content.scrollToItem(i, 'start')", index)
+            with suppress(AssertionError):
+                expect(cell).to_be_in_viewport(timeout=patience)
+                return cell
+        raise AssertionError(f"the page cannot be scrolled to {cell_id}")
 
     def menu(self, item: str, ids) -> None:
         """Click an item of the menu Run, and wait until the code cells among `ids` have run."""
